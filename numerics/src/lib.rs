@@ -1,1 +1,20 @@
-//! placeholder
+//! The arithmetic of onnx-quant, over slices: number formats, quantizers, statistics and metrics.
+//!
+//! This room knows nothing of graphs. Each formula has one reference implementation with its source, and fast
+//! paths that equal it bit for bit. No result depends on the number of threads.
+//!
+//! * [`format`](mod@format): the names and tables of number formats
+//! * [`affine`]: scale and zero point from a range; the reference quantizer
+//! * [`mod@quantize`]: the same over slices, and the layouts codes are stored in
+//! * [`channel`]: tensors with one scale for each channel
+//! * [`bias`]: the INT32 bias
+//! * [`float`]: 16-bit floats
+//! * [`minmax`]: extremes of a slice
+
+pub mod affine;
+pub mod bias;
+pub mod channel;
+pub mod float;
+pub mod format;
+pub mod minmax;
+pub mod quantize;

@@ -1,0 +1,4 @@
+//! Speed of the inner loops, in values per second.
+fn main() {
+    divan::main();
+}
