@@ -1,4 +1,110 @@
-//! Speed of the inner loops, in values per second.
+//! Speed of the inner loops, in values per second: `cargo bench -p onnx-quant-numerics`.
+
+use divan::counter::ItemsCount;
+use divan::{Bencher, black_box};
+use onnx_quant_numerics::affine::{QOptions, QParams, choose_qparams};
+use onnx_quant_numerics::channel::{Layout, channel_ranges, quantize_per_channel};
+use onnx_quant_numerics::format::{Base, Scheme};
+use onnx_quant_numerics::histogram::Histogram;
+use onnx_quant_numerics::minmax::min_max;
+use onnx_quant_numerics::quantize::{fake_quant, quantize_i8};
+
 fn main() {
     divan::main();
+}
+
+/// Sums of four uniform values, near to normal; negative ones become zero where `relu`.
+fn values(len: usize, relu: bool) -> Vec<f32> {
+    let mut state = 1u32;
+    let mut uniform = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 24) as f32 - 0.5
+    };
+    let mut value = || uniform() + uniform() + uniform() + uniform();
+    (0..len)
+        .map(|_| if relu { value().max(0.0) } else { value() })
+        .collect()
+}
+
+const WEIGHTS: [Layout; 3] = [
+    Layout {
+        outer: 1,
+        channels: 1024,
+        inner: 1024,
+    },
+    Layout {
+        outer: 1024,
+        channels: 1024,
+        inner: 1,
+    },
+    Layout {
+        outer: 1,
+        channels: 116_508,
+        inner: 9,
+    },
+];
+
+#[divan::bench(args = WEIGHTS)]
+fn quantize_i8_per_channel(bencher: Bencher, layout: &Layout) {
+    let data = values(layout.outer * layout.channels * layout.inner, false);
+    let params: Vec<QParams> = channel_ranges(&data, *layout)
+        .into_iter()
+        .flatten()
+        .flat_map(|(min, max)| {
+            let options = QOptions {
+                narrow: true,
+                reduce_range: false,
+            };
+            choose_qparams(min, max, Base::Int8, Scheme::Symmetric, options)
+        })
+        .collect();
+    bencher
+        .counter(ItemsCount::new(data.len()))
+        .bench(|| quantize_per_channel(black_box(&data), *layout, &params, Base::Int8));
+}
+
+#[divan::bench(args = WEIGHTS)]
+fn ranges_per_channel(bencher: Bencher, layout: &Layout) {
+    let data = values(layout.outer * layout.channels * layout.inner, false);
+    bencher
+        .counter(ItemsCount::new(data.len()))
+        .bench(|| channel_ranges(black_box(&data), *layout));
+}
+
+const LENGTHS: [usize; 3] = [1 << 10, 1 << 15, 1 << 20];
+
+#[divan::bench(args = LENGTHS)]
+fn quantize_i8_per_tensor(bencher: Bencher, len: usize) {
+    let data = values(len, false);
+    let mut out = vec![0; len];
+    bencher.counter(ItemsCount::new(len)).bench_local(|| {
+        quantize_i8(black_box(&data), 0.01, 3, &mut out);
+        black_box(&out);
+    });
+}
+
+#[divan::bench(args = LENGTHS)]
+fn fake_quantize(bencher: Bencher, len: usize) {
+    let mut data = values(len, false);
+    let params = QParams::for_type(0.01, 128, Base::Uint8);
+    bencher
+        .counter(ItemsCount::new(len))
+        .bench_local(|| fake_quant(black_box(&mut data), &params));
+}
+
+#[divan::bench(args = LENGTHS)]
+fn extremes(bencher: Bencher, len: usize) {
+    let data = values(len, false);
+    bencher
+        .counter(ItemsCount::new(len))
+        .bench(|| min_max(black_box(&data)));
+}
+
+#[divan::bench(args = LENGTHS, consts = [false, true])]
+fn histogram_observe<const RELU: bool>(bencher: Bencher, len: usize) {
+    let data = values(len, RELU);
+    let mut histogram = Histogram::new();
+    bencher
+        .counter(ItemsCount::new(len))
+        .bench_local(|| histogram.observe(black_box(&data)));
 }

@@ -9,6 +9,7 @@
 //! * [`channel`]: tensors with one scale for each channel
 //! * [`bias`]: the INT32 bias
 //! * [`float`]: 16-bit floats
+//! * [`histogram`]: streaming histograms
 //! * [`minmax`]: extremes of a slice
 
 pub mod affine;
@@ -16,5 +17,6 @@ pub mod bias;
 pub mod channel;
 pub mod float;
 pub mod format;
+pub mod histogram;
 pub mod minmax;
 pub mod quantize;
