@@ -10,6 +10,8 @@
 //! * [`bias`]: the INT32 bias
 //! * [`float`]: 16-bit floats
 //! * [`histogram`]: streaming histograms
+//! * [`observer`]: a range from a histogram
+//! * [`metrics`]: outputs compared
 //! * [`minmax`]: extremes of a slice
 
 pub mod affine;
@@ -18,5 +20,7 @@ pub mod channel;
 pub mod float;
 pub mod format;
 pub mod histogram;
+pub mod metrics;
 pub mod minmax;
+pub mod observer;
 pub mod quantize;
