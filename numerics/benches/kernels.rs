@@ -6,7 +6,9 @@ use onnx_quant_numerics::affine::{QOptions, QParams, choose_qparams};
 use onnx_quant_numerics::channel::{Layout, channel_ranges, quantize_per_channel};
 use onnx_quant_numerics::format::{Base, Scheme};
 use onnx_quant_numerics::histogram::Histogram;
+use onnx_quant_numerics::metrics::Compare;
 use onnx_quant_numerics::minmax::min_max;
+use onnx_quant_numerics::observer::{Calibrator, range};
 use onnx_quant_numerics::quantize::{fake_quant, quantize_i8};
 
 fn main() {
@@ -107,4 +109,21 @@ fn histogram_observe<const RELU: bool>(bencher: Bencher, len: usize) {
     bencher
         .counter(ItemsCount::new(len))
         .bench_local(|| histogram.observe(black_box(&data)));
+}
+
+#[divan::bench(args = LENGTHS)]
+fn compare(bencher: Bencher, len: usize) {
+    let data = values(len, false);
+    let mut compare = Compare::default();
+    bencher
+        .counter(ItemsCount::new(len))
+        .bench_local(|| compare.add(black_box(&data), &data));
+}
+
+#[divan::bench(args = ["minmax", "percentile:99.99", "kl", "mse"])]
+fn calibrators(bencher: Bencher, name: &str) {
+    let mut histogram = Histogram::new();
+    histogram.observe(&values(1 << 20, false));
+    let calibrator: Option<Calibrator> = name.parse().ok();
+    bencher.bench(|| calibrator.map(|calibrator| range(black_box(&histogram), calibrator)));
 }

@@ -192,8 +192,9 @@ fn finite_products(scale: f32, steps: i32) -> f32 {
 /// point, saturate, in this order and without wrapping.
 ///
 /// ±∞ and quotients that overflow saturate. NaN gives `qmin`: the standard leaves it open, and onnx's reference
-/// evaluator and onnxruntime on x86 give this. (For quotients beyond int32 the reference evaluator's cast
-/// overflows to `qmin` on both sides; there the standard's saturation is followed, as onnxruntime does.)
+/// evaluator and onnxruntime on x86 give this. onnxruntime agrees in every case; the reference evaluator does where
+/// the quotient fits int32, and otherwise casts to −2^31 and adds the zero point with wrap-around, which the
+/// standard's saturation excludes.
 pub fn quantize_reference(x: f32, scale: f32, zero_point: i32, qmin: i32, qmax: i32) -> i32 {
     let rounded = (x / scale).round_ties_even();
     if rounded.is_nan() {

@@ -11,6 +11,7 @@
 //! * [`float`]: 16-bit floats
 //! * [`histogram`]: streaming histograms
 //! * [`observer`]: a range from a histogram
+//! * [`search`]: the ranges of least divergence and of least error
 //! * [`metrics`]: outputs compared
 //! * [`minmax`]: extremes of a slice
 
@@ -24,3 +25,4 @@ pub mod metrics;
 pub mod minmax;
 pub mod observer;
 pub mod quantize;
+pub mod search;

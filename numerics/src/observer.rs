@@ -5,9 +5,10 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
-use crate::affine::RangeError;
-use crate::format::{FormatError, lookup};
+use crate::affine::{QOptions, RangeError};
+use crate::format::{Base, FormatError, Scheme, lookup};
 use crate::histogram::Histogram;
+use crate::search;
 
 /// A method that chooses a range.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -17,10 +18,36 @@ pub enum Calibrator {
     /// The range that leaves out this many percent of the values, half of them at each end, as onnxruntime's
     /// percentile calibrator does. In (0, 100]; 100 is [`Calibrator::MinMax`].
     Percentile(f64),
+    /// The range whose clipped and quantized histogram has the least Kullback–Leibler divergence; see [`crate::search`].
+    Kl,
+    /// The range with the least mean squared quantization error; see [`crate::search`].
+    Mse,
+}
+
+/// The quantizer that a range is chosen for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Target {
+    /// Format of the codes.
+    pub base: Base,
+    /// Where the zero point lies.
+    pub scheme: Scheme,
+    /// How much of the code range is used.
+    pub options: QOptions,
+}
+
+impl Default for Target {
+    /// uint8, asymmetric.
+    fn default() -> Self {
+        Target {
+            base: Base::Uint8,
+            scheme: Scheme::Asymmetric,
+            options: QOptions::default(),
+        }
+    }
 }
 
 /// The names of the calibrators, each with what follows its colon.
-const NAMES: [&str; 2] = ["minmax", "percentile"];
+const NAMES: [&str; 4] = ["minmax", "percentile", "kl", "mse"];
 
 /// Text that is not a calibrator.
 #[derive(Debug, Clone, PartialEq, Error)]
@@ -51,6 +78,8 @@ impl fmt::Display for Calibrator {
         match self {
             Calibrator::MinMax => f.pad("minmax"),
             Calibrator::Percentile(percent) => write!(f, "percentile:{percent}"),
+            Calibrator::Kl => f.pad("kl"),
+            Calibrator::Mse => f.pad("mse"),
         }
     }
 }
@@ -74,18 +103,34 @@ impl FromStr for Calibrator {
                 _ => Err(CalibratorError::Percentile { given }),
             };
         }
-        match argument {
-            None => Ok(Calibrator::MinMax),
-            Some(_) => Err(CalibratorError::Argument { given, name }),
+        match (argument, name) {
+            (Some(_), _) => Err(CalibratorError::Argument { given, name }),
+            (None, "kl") => Ok(Calibrator::Kl),
+            (None, "mse") => Ok(Calibrator::Mse),
+            (None, _) => Ok(Calibrator::MinMax),
         }
     }
 }
 
-/// The range that `calibrator` chooses, within the exact extremes except that it always contains 0.
+/// [`range_for`] the default [`Target`].
+///
+/// # Errors
+/// As [`range_for`].
+pub fn range(histogram: &Histogram, calibrator: Calibrator) -> Result<(f32, f32), RangeError> {
+    range_for(histogram, calibrator, Target::default())
+}
+
+/// The range that `calibrator` chooses for a quantizer, within the exact extremes except that it always contains 0.
+///
+/// [`Calibrator::MinMax`] and [`Calibrator::Percentile`] do not look at the target.
 ///
 /// # Errors
 /// [`RangeError::NonFiniteValues`] if NaN or infinities were observed, [`RangeError::NoValues`] if nothing was.
-pub fn range(histogram: &Histogram, calibrator: Calibrator) -> Result<(f32, f32), RangeError> {
+pub fn range_for(
+    histogram: &Histogram,
+    calibrator: Calibrator,
+    target: Target,
+) -> Result<(f32, f32), RangeError> {
     let (nan, infinite) = (histogram.nan(), histogram.infinite());
     if nan > 0 || infinite > 0 {
         return Err(RangeError::NonFiniteValues { nan, infinite });
@@ -94,6 +139,8 @@ pub fn range(histogram: &Histogram, calibrator: Calibrator) -> Result<(f32, f32)
     let (low, high) = match calibrator {
         Calibrator::MinMax => (min, max),
         Calibrator::Percentile(percent) => percentile(histogram, percent),
+        Calibrator::Kl => search::kl_range(histogram, target)?,
+        Calibrator::Mse => search::mse_range(histogram, target)?,
     };
     Ok((low.clamp(min, max).min(0.0), high.clamp(min, max).max(0.0)))
 }
@@ -160,7 +207,7 @@ mod tests {
         ));
         assert_eq!(
             "minmx".parse::<Calibrator>().unwrap_err().to_string(),
-            "unknown calibrator `minmx` (did you mean `minmax`?); valid: minmax, percentile"
+            "unknown calibrator `minmx` (did you mean `minmax`?); valid: minmax, percentile, kl, mse"
         );
     }
 
