@@ -2,4 +2,16 @@
 //!
 //! To add a pass: write `src/NAME.rs` (copy the head of `drop_unused.rs`), list it in [`registry`], and give it cases.
 
+pub mod assign_precision;
+pub mod calibration;
+pub mod insert_qdq;
+pub mod ops;
+pub mod plan;
+pub mod qdq;
+pub mod quantize_bias;
+pub mod quantize_weights;
 pub mod registry;
+pub mod remove_redundant_qdq;
+pub mod settings;
+pub mod share_qdq_parameters;
+pub mod split_shared_weights;

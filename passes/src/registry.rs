@@ -4,7 +4,15 @@ use onnx_quant_ir::pass::Pass;
 
 /// Every pass.
 pub fn all() -> Vec<&'static dyn Pass> {
-    vec![]
+    vec![
+        &crate::assign_precision::AssignPrecision,
+        &crate::split_shared_weights::SplitSharedWeights,
+        &crate::insert_qdq::InsertQdq,
+        &crate::share_qdq_parameters::ShareQdqParameters,
+        &crate::quantize_weights::QuantizeWeights,
+        &crate::quantize_bias::QuantizeBias,
+        &crate::remove_redundant_qdq::RemoveRedundantQdq,
+    ]
 }
 
 /// The pass of this name.

@@ -1,0 +1,245 @@
+//! Decides for every node in what form it runs, and for every activation and weight how it is stored.
+//!
+//! # What it does
+//! Makes the [`PrecisionPlan`] from the settings and the calibration. Conv, Gemm and MatMul with a constant weight run
+//! in integers. Add, Mul, Concat, pooling, Sigmoid and Softmax do only between integer operators: a kernel gains there,
+//! and elsewhere the extra rounding costs accuracy for nothing. Operators that move values (Reshape, MaxPool …) follow
+//! their input. A Relu or Clip behind an integer operator is taken in. A layer whose activation does not bear the
+//! format, by the statistics, keeps its activation in float and its weight in few bits; the plan says which and why.
+//!
+//! # Before → After
+//! The graph is not changed.
+//!
+//! # When it does not fire
+//! Every node that stays in float stands in the plan with its reason.
+//!
+//! # Invariants kept
+//! The same model, settings and statistics give the same plan.
+//!
+//! # Opset notes
+//! None.
+//!
+//! # References
+//! onnxruntime, QDQ transformers (node units); Jacob et al. 2018, section 3.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use onnx_quant_ir::pass::{Changed, Pass, PassContext, PassError, PassInfo};
+use onnx_quant_ir::{DataType, Model, NodeId, ValueId};
+use onnx_quant_numerics::affine::QParams;
+
+use crate::calibration::Calibration;
+use crate::plan::{ActivationPlan, NodePlan, Precision, PrecisionPlan, WeightPlan};
+use crate::settings::{QuantSettings, Selector};
+
+mod bearing;
+mod placement;
+
+use placement::{Mode, Placement, Quantized};
+
+/// See the head of this file.
+pub struct AssignPrecision;
+
+static INFO: PassInfo = PassInfo {
+    name: "assign_precision",
+    summary: "decides for every node in what form it runs, and for every tensor how it is stored",
+    source: include_str!("assign_precision.rs"),
+    exact: true,
+};
+
+impl Pass for AssignPrecision {
+    fn info(&self) -> &'static PassInfo {
+        &INFO
+    }
+
+    fn run(&self, model: &mut Model, cx: &mut PassContext) -> Result<Changed, PassError> {
+        let settings = cx.need::<QuantSettings>()?.clone();
+        let plan = assign(model, &settings, cx.get::<Calibration>())
+            .map_err(|e| PassError::new(INFO.name, e))?;
+        cx.insert(plan);
+        Ok(Changed::No)
+    }
+}
+
+/// The keys of the values whose statistics the settings need, in a fixed order.
+///
+/// # Errors
+/// A selection that names nothing.
+pub fn wanted_statistics(model: &Model, settings: &QuantSettings) -> Result<Vec<String>, String> {
+    let plan = assign(model, settings, None)?;
+    Ok(plan.activations.into_keys().collect())
+}
+
+fn assign(
+    model: &Model,
+    settings: &QuantSettings,
+    calibration: Option<&Calibration>,
+) -> Result<PrecisionPlan, String> {
+    let selector = Selector::new(&settings.selection, model).map_err(|e| e.to_string())?;
+    let mut placement = Placement::new(model, settings, &selector);
+    let mut params = BTreeMap::new();
+    let mut quantized = placement.settle();
+    if let Some(calibration) = calibration {
+        while !bear(model, settings, &selector, calibration, &mut placement, &quantized, &mut params) {
+            quantized = placement.settle();
+        }
+    }
+    let floats = float_types(model, &placement);
+    Ok(PrecisionPlan {
+        nodes: model
+            .all_nodes()
+            .into_iter()
+            .map(|n| node_plan(model, &placement, &quantized, n))
+            .collect(),
+        activations: activation_plans(model, settings, &quantized, &params, &floats),
+        weights: weight_plans(model, settings, &placement),
+    })
+}
+
+/// Finds the parameters of every quantized value. `false` where one does not bear them: operators were taken out.
+fn bear(
+    model: &Model,
+    settings: &QuantSettings,
+    selector: &Selector,
+    calibration: &Calibration,
+    placement: &mut Placement<'_>,
+    quantized: &Quantized,
+    params: &mut BTreeMap<ValueId, QParams>,
+) -> bool {
+    let Some(format) = settings.activations else {
+        return true;
+    };
+    let floats = float_types(model, placement);
+    params.clear();
+    let mut all_bear = true;
+    for &value in quantized.keys() {
+        let float = floats.get(&value).copied().unwrap_or(DataType::Float);
+        let formats = (format.base, float);
+        let force = model
+            .consumers(value)
+            .iter()
+            .any(|(n, _)| selector.included(model, *n));
+        match bearing::parameters(model, value, formats, settings, calibration, force) {
+            Ok(p) => {
+                params.insert(value, p);
+            }
+            Err(reason) => all_bear &= !placement.bar(value, quantized, &reason),
+        }
+    }
+    all_bear
+}
+
+/// The float type of the values around integer operators: that of the weights.
+fn float_types(model: &Model, placement: &Placement<'_>) -> BTreeMap<ValueId, DataType> {
+    let mut types = BTreeMap::new();
+    for &node in &model.main().nodes {
+        let known = match (&placement.modes[&node], placement.linears.get(&node)) {
+            (Mode::Integer, Some(linear)) => {
+                let weight = model.input(node, linear.weight);
+                let dtype = weight.and_then(|w| model.value(w).dtype());
+                if let (Some(d), Some(x)) = (dtype, model.input(node, linear.activation)) {
+                    types.insert(x, d);
+                }
+                dtype
+            }
+            (Mode::Supporting | Mode::Preserving | Mode::Merged, _) => {
+                model.input(node, 0).and_then(|v| types.get(&v).copied())
+            }
+            _ => None,
+        };
+        if let Some(d) = known {
+            for v in model.outputs(node).into_iter().flatten() {
+                types.insert(v, d);
+            }
+        }
+    }
+    types
+}
+
+fn activation_plans(
+    model: &Model,
+    settings: &QuantSettings,
+    quantized: &Quantized,
+    params: &BTreeMap<ValueId, QParams>,
+    floats: &BTreeMap<ValueId, DataType>,
+) -> BTreeMap<String, ActivationPlan> {
+    let Some(format) = settings.activations else {
+        return BTreeMap::new();
+    };
+    quantized
+        .iter()
+        .map(|(&value, readers)| {
+            let plan = ActivationPlan {
+                base: format.base,
+                params: params.get(&value).copied(),
+                float: floats.get(&value).copied().unwrap_or(DataType::Float),
+                readers: readers
+                    .as_ref()
+                    .map(|r| r.iter().map(|&n| model.node_key(n)).collect()),
+            };
+            (model.value_key(value), plan)
+        })
+        .collect()
+}
+
+fn weight_plans(model: &Model, settings: &QuantSettings, placement: &Placement<'_>) -> Vec<WeightPlan> {
+    let Some(format) = settings.weights else {
+        return Vec::new();
+    };
+    let mut plans: Vec<WeightPlan> = Vec::new();
+    for node in model.all_nodes() {
+        if !matches!(placement.modes[&node], Mode::Integer | Mode::WeightOnly(_)) {
+            continue;
+        }
+        let (slot, axis, gathered) = match placement.linears.get(&node) {
+            Some(linear) => (linear.weight, linear.axis, false),
+            None => (0, Some(1), true),
+        };
+        let Some(value) = model.input(node, slot) else {
+            continue;
+        };
+        let key = model.value_key(value);
+        let axis = axis.filter(|_| settings.per_channel());
+        let reader = (model.node_key(node), slot);
+        let same = plans
+            .iter_mut()
+            .find(|p| p.key == key && p.axis == axis && p.gathered == gathered);
+        match same {
+            Some(p) => {
+                p.readers.insert(reader);
+            }
+            None => plans.push(WeightPlan {
+                key,
+                base: format.base,
+                axis,
+                readers: BTreeSet::from([reader]),
+                gathered,
+            }),
+        }
+    }
+    plans
+}
+
+fn node_plan(model: &Model, placement: &Placement<'_>, quantized: &Quantized, node: NodeId) -> NodePlan {
+    let moved = |slot: Option<ValueId>| slot.is_some_and(|v| quantized.contains_key(&v));
+    let (precision, reason) = match &placement.modes[&node] {
+        Mode::Integer | Mode::Supporting => (Precision::Integer, String::new()),
+        Mode::WeightOnly(why) => (Precision::WeightOnly, why.clone()),
+        Mode::Preserving if moved(model.output(node, 0)) && moved(model.input(node, 0)) => {
+            (Precision::Follows, "moves quantized values".to_owned())
+        }
+        Mode::Preserving => (Precision::Float, "moves values that are in float".to_owned()),
+        Mode::Merged => {
+            let into = placement.merged_into(node);
+            let into = into.map_or_else(String::new, |n| model.node_label(n));
+            (Precision::Follows, format!("taken into `{into}`"))
+        }
+        Mode::Float(why) => (Precision::Float, why.clone()),
+    };
+    NodePlan {
+        key: model.node_key(node),
+        op_type: model.node(node).op_type().to_owned(),
+        precision,
+        reason,
+    }
+}

@@ -1,0 +1,92 @@
+//! Whether an activation bears its format: the parameters that calibration gives, and the noise they cost.
+
+use onnx_quant_ir::{DataType, Model, ValueId};
+use onnx_quant_numerics::affine::{QOptions, QParams, choose_qparams};
+use onnx_quant_numerics::format::Base;
+use onnx_quant_numerics::histogram::Histogram;
+use onnx_quant_numerics::observer;
+
+use crate::calibration::Calibration;
+use crate::ops;
+use crate::qdq;
+use crate::settings::QuantSettings;
+
+/// The parameters of an activation.
+///
+/// # Errors
+/// Why it cannot be quantized: no statistics, values that are not finite, or too much noise (`force` allows that).
+pub(super) fn parameters(
+    model: &Model,
+    value: ValueId,
+    (base, float): (Base, DataType),
+    settings: &QuantSettings,
+    calibration: &Calibration,
+    force: bool,
+) -> Result<QParams, String> {
+    let name = &model.value(value).name;
+    let histogram = calibration.values.get(&model.value_key(value));
+    let range = match (ops::known_range(model, value), histogram) {
+        (Some(range), _) => range,
+        (None, Some(h)) => observer::range(h, settings.calibrator)
+            .map_err(|e| format!("activation `{name}`: {e}"))?,
+        (None, None) => return Err(format!("activation `{name}` was not seen in calibration")),
+    };
+    let options = QOptions {
+        narrow: false,
+        reduce_range: settings.reduce_range,
+    };
+    let mut params = choose_qparams(range.0, range.1, base, settings.activation_scheme, options)
+        .map_err(|e| format!("activation `{name}`: {e}"))?;
+    params.scale = qdq::round_scale(params.scale, float);
+    if !qdq::scale_fits(params.scale, float) {
+        return Err(format!("activation `{name}`: its scale does not fit FP16"));
+    }
+    if let Some(h) = histogram.filter(|_| !force) {
+        let sqnr = expected_sqnr(h, &params);
+        if sqnr < settings.min_activation_sqnr {
+            let (min, max) = h.extremes().unwrap_or(range);
+            return Err(format!(
+                "activation `{name}` (range {min:.4} to {max:.4}) would keep only {sqnr:.1} dB in {}, less than {:.0}",
+                base.info().name,
+                settings.min_activation_sqnr
+            ));
+        }
+    }
+    Ok(params)
+}
+
+/// The signal-to-quantization-noise ratio in dB that a tensor with this histogram has after quantization:
+/// `10 log10(E[x²] / E[(x − Q(x))²])`, every bin taken as its centre. Bins narrower than half a step cost their own
+/// rounding error; wider ones `S²/12`, the error of a uniform distribution (Bennett, 1948). Infinite without error.
+pub(super) fn expected_sqnr(histogram: &Histogram, params: &QParams) -> f64 {
+    let scale = f64::from(params.scale);
+    let (low, high) = params.real_range();
+    let (low, high) = (f64::from(low), f64::from(high));
+    let fine = histogram.bin_width() * 2.0 <= scale;
+    let (mut signal, mut noise) = (0.0, 0.0);
+    for bin in histogram.bins().filter(|b| b.count > 0) {
+        let x = (bin.low + bin.high) / 2.0;
+        let count = bin.count as f64;
+        signal += count * x * x;
+        let clipped = x.clamp(low, high);
+        let error = if bin.low <= 0.0 && bin.high >= 0.0 && histogram_is_zero_heavy(&bin, scale) {
+            0.0
+        } else if clipped != x {
+            (x - clipped).powi(2)
+        } else if fine {
+            (x - (x / scale).round_ties_even() * scale).powi(2)
+        } else {
+            scale * scale / 12.0
+        };
+        noise += count * error;
+    }
+    if noise == 0.0 {
+        return f64::INFINITY;
+    }
+    10.0 * (signal / noise).log10()
+}
+
+/// The bin around zero holds what is exactly zero (after a Relu) or rounds to it.
+fn histogram_is_zero_heavy(bin: &onnx_quant_numerics::histogram::Bin, scale: f64) -> bool {
+    (bin.high - bin.low) < scale
+}

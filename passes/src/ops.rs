@@ -1,0 +1,216 @@
+//! What operators are to a quantizer: which input is a weight and where its channels lie, which operators have an
+//! integer kernel, which only move values.
+//!
+//! Source of the kernel table: the fusions of onnxruntime's CPU provider.
+
+use onnx_quant_ir::{DataType, Model, NodeId, ValueId};
+
+/// A linear operator with a constant weight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Linear {
+    /// Input slot of the activation.
+    pub activation: usize,
+    /// Input slot of the weight.
+    pub weight: usize,
+    /// Input slot of the bias, where the operator has one and it is connected.
+    pub bias: Option<usize>,
+    /// Axis of the output channels of the weight; `None` where one scale serves the tensor.
+    pub axis: Option<usize>,
+    /// An integer kernel exists.
+    pub kernel: Kernel,
+}
+
+/// Which integer kernel a linear operator has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kernel {
+    /// Needs a quantized output (`QLinearConv`).
+    QuantizedOutput,
+    /// Gives a float output where no quantized one is wanted (`QGemm`, `MatMulIntegerToFloat`).
+    AnyOutput,
+    /// None: the weight is stored in few bits only.
+    None,
+}
+
+/// Why a linear operator cannot be quantized.
+pub type Refusal = String;
+
+/// The linear operator behind a node; `None` for other operators.
+pub fn linear(model: &Model, node: NodeId) -> Option<Result<Linear, Refusal>> {
+    let n = model.node(node);
+    if !n.domain().is_empty() {
+        return None;
+    }
+    match n.op_type() {
+        "Conv" => Some(conv(model, node, 0, Kernel::QuantizedOutput)),
+        "ConvTranspose" => {
+            let grouped = n.attr_i("group").unwrap_or(1) != 1;
+            Some(conv(model, node, 1, Kernel::None).map(|l| Linear {
+                axis: l.axis.filter(|_| !grouped),
+                ..l
+            }))
+        }
+        "Gemm" => Some(gemm(model, node)),
+        "MatMul" => Some(matmul(model, node)),
+        _ => None,
+    }
+}
+
+fn weight_of(model: &Model, node: NodeId, slot: usize) -> Result<ValueId, Refusal> {
+    let value = model
+        .input(node, slot)
+        .ok_or_else(|| "its weight is missing".to_owned())?;
+    let v = model.value(value);
+    if v.init.is_none() {
+        return Err("its weight is computed at run time".to_owned());
+    }
+    if v.is_input() {
+        return Err(format!(
+            "its weight `{}` is also a graph input, which a caller may override",
+            v.name
+        ));
+    }
+    match v.dtype() {
+        Some(DataType::Float | DataType::Float16) => Ok(value),
+        other => Err(format!(
+            "its weight is of type {}, and only f32 and f16 are quantized",
+            other.map_or("unknown", onnx_quant_ir::dtype::DataTypeExt::short_name)
+        )),
+    }
+}
+
+fn rank(model: &Model, value: ValueId) -> usize {
+    model
+        .value(value)
+        .init
+        .as_ref()
+        .map_or(0, |t| t.dims().len())
+}
+
+fn conv(model: &Model, node: NodeId, axis: usize, kernel: Kernel) -> Result<Linear, Refusal> {
+    let weight = weight_of(model, node, 1)?;
+    if rank(model, weight) < 3 {
+        return Err("its weight has fewer than three dimensions".to_owned());
+    }
+    Ok(Linear {
+        activation: 0,
+        weight: 1,
+        bias: model.input(node, 2).map(|_| 2),
+        axis: Some(axis),
+        kernel,
+    })
+}
+
+fn gemm(model: &Model, node: NodeId) -> Result<Linear, Refusal> {
+    let n = model.node(node);
+    let weight = weight_of(model, node, 1)?;
+    if rank(model, weight) != 2 {
+        return Err("its weight is not a matrix".to_owned());
+    }
+    let plain = n.attr_f("alpha").unwrap_or(1.0) == 1.0 && n.attr_f("beta").unwrap_or(1.0) == 1.0;
+    Ok(Linear {
+        activation: 0,
+        weight: 1,
+        bias: model.input(node, 2).map(|_| 2),
+        axis: Some(usize::from(n.attr_i("transB").unwrap_or(0) == 0)),
+        kernel: if plain { Kernel::AnyOutput } else { Kernel::None },
+    })
+}
+
+fn matmul(model: &Model, node: NodeId) -> Result<Linear, Refusal> {
+    let plain = |activation, weight, axis| {
+        Ok(Linear {
+            activation,
+            weight,
+            bias: None,
+            axis,
+            kernel: Kernel::AnyOutput,
+        })
+    };
+    let computed = |slot| {
+        model
+            .input(node, slot)
+            .is_some_and(|v| model.value(v).init.is_none())
+    };
+    match (weight_of(model, node, 1), weight_of(model, node, 0)) {
+        (Ok(w), _) if rank(model, w) == 2 => plain(0, 1, Some(1)),
+        (Ok(w), _) if rank(model, w) > 2 => plain(0, 1, None),
+        (Err(_), Ok(w)) if rank(model, w) >= 2 => plain(1, 0, None),
+        (Ok(_), _) | (_, Ok(_)) => Err("its weight is a vector".to_owned()),
+        (Err(_), Err(_)) if computed(0) && computed(1) => Err(
+            "both its inputs are activations: quantizing both loses accuracy for a small gain"
+                .to_owned(),
+        ),
+        (Err(e), Err(_)) => Err(e),
+    }
+}
+
+/// Whether the node looks up rows of a constant float table of at least two dimensions on axis 0 (an embedding).
+pub fn embedding(model: &Model, node: NodeId) -> Option<ValueId> {
+    let n = model.node(node);
+    if !n.is("Gather") || n.attr_i("axis").unwrap_or(0) != 0 {
+        return None;
+    }
+    let table = weight_of(model, node, 0).ok()?;
+    (rank(model, table) == 2).then_some(table)
+}
+
+/// Operators with an integer kernel that gain where they stand between quantized operators.
+pub fn is_supporting(op: &str) -> bool {
+    matches!(
+        op,
+        "Add"
+            | "Mul"
+            | "Concat"
+            | "AveragePool"
+            | "GlobalAveragePool"
+            | "LeakyRelu"
+            | "Sigmoid"
+            | "Softmax"
+    )
+}
+
+/// Operators that move or select values without computing new ones: codes pass through with the parameters of the
+/// first input.
+pub fn is_preserving(model: &Model, node: NodeId) -> bool {
+    let n = model.node(node);
+    if !n.domain().is_empty() {
+        return false;
+    }
+    match n.op_type() {
+        "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" | "Transpose" | "Slice" | "Expand"
+        | "Tile" | "Split" | "DepthToSpace" | "SpaceToDepth" => true,
+        "Gather" | "GatherElements" => true,
+        "MaxPool" => n.output_count < 2 || model.output(node, 1).is_none(),
+        "Resize" => n.attr_s("mode").unwrap_or("nearest") == "nearest",
+        _ => false,
+    }
+}
+
+/// The range of an operator's output that is known without data.
+pub fn known_range(model: &Model, value: ValueId) -> Option<(f32, f32)> {
+    let (node, slot) = model.producer(value)?;
+    let n = model.node(node);
+    if slot != 0 || !n.domain().is_empty() {
+        return None;
+    }
+    match n.op_type() {
+        "Softmax" | "Sigmoid" | "HardSigmoid" => Some((0.0, 1.0)),
+        _ => None,
+    }
+}
+
+/// The bounds that a Relu or a Clip with constant bounds sets; `None` for other operators.
+pub fn clamp_bounds(model: &Model, node: NodeId) -> Option<(f32, f32)> {
+    let n = model.node(node);
+    if n.is("Relu") {
+        return Some((0.0, f32::INFINITY));
+    }
+    if !n.is("Clip") {
+        return None;
+    }
+    let bound = |slot: usize, default: f32| match model.input(node, slot) {
+        None => Some(default),
+        Some(v) => model.constant(v).and_then(onnx_quant_ir::Tensor::scalar_f32),
+    };
+    Some((bound(1, f32::NEG_INFINITY)?, bound(2, f32::INFINITY)?))
+}

@@ -1,0 +1,96 @@
+//! The precision plan: what becomes of every node, every weight and every activation, with the reason.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use onnx_quant_ir::DataType;
+use onnx_quant_numerics::affine::QParams;
+use onnx_quant_numerics::format::Base;
+
+/// In what form an operator runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Precision {
+    /// An integer kernel: inputs and weights are quantized.
+    Integer,
+    /// The weights are stored in few bits, the arithmetic is float.
+    WeightOnly,
+    /// The operator moves quantized values or is merged into the operator before it.
+    Follows,
+    /// Float.
+    Float,
+}
+
+impl Precision {
+    /// The word for reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Integer => "integer",
+            Self::WeightOnly => "weight-only",
+            Self::Follows => "follows",
+            Self::Float => "float",
+        }
+    }
+}
+
+/// What becomes of a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodePlan {
+    /// Graph path and name.
+    pub key: String,
+    /// Operator type.
+    pub op_type: String,
+    /// The form it runs in.
+    pub precision: Precision,
+    /// Why, where it is not `Integer`; what it follows, where it follows.
+    pub reason: String,
+}
+
+/// Quantize/dequantize pairs on an activation.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ActivationPlan {
+    /// Storage format of the codes.
+    pub base: Base,
+    /// Scale, zero point and code range; `None` until calibration has given a range.
+    pub params: Option<QParams>,
+    /// Float type of the value: the type of the scale.
+    pub float: DataType,
+    /// The nodes that read the dequantized value; `None` means every consumer, the graph's output too.
+    pub readers: Option<BTreeSet<String>>,
+}
+
+/// How a weight is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WeightPlan {
+    /// Graph path and name of the initializer.
+    pub key: String,
+    /// Storage format of the codes.
+    pub base: Base,
+    /// The axis with one scale for each index; `None` for one scale.
+    pub axis: Option<usize>,
+    /// The nodes that read it in this form, with the input slot.
+    pub readers: BTreeSet<(String, usize)>,
+    /// The operator gathers rows: codes are gathered first and dequantized after.
+    pub gathered: bool,
+}
+
+/// What becomes of the whole model.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct PrecisionPlan {
+    /// Every node, in program order.
+    pub nodes: Vec<NodePlan>,
+    /// Activations by value key.
+    pub activations: BTreeMap<String, ActivationPlan>,
+    /// Weights, in program order of their first reader. A weight may have several forms until shared weights are split.
+    pub weights: Vec<WeightPlan>,
+}
+
+impl PrecisionPlan {
+    /// The plan of a node.
+    pub fn node(&self, key: &str) -> Option<&NodePlan> {
+        self.nodes.iter().find(|n| n.key == key)
+    }
+
+    /// Number of nodes in a form.
+    pub fn count(&self, precision: Precision) -> usize {
+        self.nodes.iter().filter(|n| n.precision == precision).count()
+    }
+}

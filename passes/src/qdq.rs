@@ -1,0 +1,149 @@
+//! Reading and making QuantizeLinear/DequantizeLinear nodes: the one place that knows their inputs.
+
+use half::f16;
+use onnx_quant_ir::{DataType, GraphId, Model, Names, NodeId, NodeSpec, Tensor, ValueId};
+use onnx_quant_numerics::affine::QParams;
+use onnx_quant_numerics::format::Base;
+
+/// A QuantizeLinear or DequantizeLinear of the graph.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Qdq {
+    /// The node.
+    pub node: NodeId,
+    /// What it converts.
+    pub input: ValueId,
+    /// The result.
+    pub output: ValueId,
+    /// Its scale.
+    pub scale: ValueId,
+    /// Its zero point, where it is written.
+    pub zero_point: Option<ValueId>,
+    /// The axis of a scale with several elements.
+    pub axis: i64,
+    /// Block length along the axis; 0 for none.
+    pub block_size: i64,
+}
+
+fn read(model: &Model, node: NodeId, op: &str) -> Option<Qdq> {
+    let n = model.node(node);
+    if n.op_type() != op || !matches!(n.domain(), "" | "com.microsoft") {
+        return None;
+    }
+    Some(Qdq {
+        node,
+        input: model.input(node, 0)?,
+        scale: model.input(node, 1)?,
+        zero_point: model.input(node, 2),
+        output: model.output(node, 0)?,
+        axis: n.attr_i("axis").unwrap_or(1),
+        block_size: n.attr_i("block_size").unwrap_or(0),
+    })
+}
+
+/// The node as a QuantizeLinear.
+pub fn quantize(model: &Model, node: NodeId) -> Option<Qdq> {
+    read(model, node, "QuantizeLinear")
+}
+
+/// The node as a DequantizeLinear.
+pub fn dequantize(model: &Model, node: NodeId) -> Option<Qdq> {
+    read(model, node, "DequantizeLinear")
+}
+
+/// The DequantizeLinear that makes a value.
+pub fn dequantized_by(model: &Model, value: ValueId) -> Option<Qdq> {
+    dequantize(model, model.producer(value)?.0)
+}
+
+/// Whether two conversions have the same constant parameters, bit for bit.
+pub fn same_parameters(model: &Model, a: &Qdq, b: &Qdq) -> bool {
+    let same = |x: ValueId, y: ValueId| {
+        x == y
+            || match (model.constant(x), model.constant(y)) {
+                (Some(s), Some(t)) => {
+                    s.dtype() == t.dtype()
+                        && s.dims() == t.dims()
+                        && matches!((s.bytes(), t.bytes()), (Ok(p), Ok(q)) if p == q)
+                }
+                _ => false,
+            }
+    };
+    let scalar = |q: &Qdq| {
+        model
+            .constant(q.scale)
+            .is_some_and(|t| t.element_count() == Ok(1))
+    };
+    same(a.scale, b.scale)
+        && match (a.zero_point, b.zero_point) {
+            (Some(x), Some(y)) => same(x, y),
+            (None, None) => true,
+            _ => false,
+        }
+        && (scalar(a) || (a.axis == b.axis && a.block_size == b.block_size))
+}
+
+/// The scale of a per-tensor conversion.
+pub fn scalar_scale(model: &Model, q: &Qdq) -> Option<f32> {
+    model.constant(q.scale).and_then(Tensor::scalar_f32)
+}
+
+/// Scales rounded to the type they are stored in, so that codes are computed with what a runtime will read.
+pub fn round_scale(scale: f32, float: DataType) -> f32 {
+    match float {
+        DataType::Float16 => f16::from_f32(scale).to_f32(),
+        _ => scale,
+    }
+}
+
+/// A scale that its storage type holds as a normal number.
+pub fn scale_fits(scale: f32, float: DataType) -> bool {
+    match float {
+        DataType::Float16 => f16::from_f32(scale).is_normal(),
+        _ => scale.is_normal(),
+    }
+}
+
+/// The initializers of scale and zero point: scalars, or one entry for each channel.
+///
+/// `dims` is `&[]` for scalars and `&[channels]` else.
+pub fn add_parameters(
+    model: &mut Model,
+    names: &mut Names,
+    graph: GraphId,
+    stem: &str,
+    params: &[QParams],
+    per_axis: bool,
+    (base, float): (Base, DataType),
+) -> (ValueId, ValueId) {
+    let dims: Vec<i64> = if per_axis {
+        vec![params.len() as i64]
+    } else {
+        vec![]
+    };
+    let scales: Vec<f32> = params.iter().map(|p| p.scale).collect();
+    let zeros: Vec<i32> = params.iter().map(|p| p.zero_point).collect();
+    let scale = Tensor::from_f32_as(float, &dims, &scales)
+        .unwrap_or_else(|_| Tensor::from_f32(&dims, &scales));
+    let zero = Tensor::from_raw(
+        storage_type(base),
+        &dims,
+        onnx_quant_numerics::quantize::codes_to_bytes(&zeros, base),
+    );
+    let scale = model.add_initializer(graph, &names.fresh(&format!("{stem}_scale")), scale);
+    let zero = model.add_initializer(graph, &names.fresh(&format!("{stem}_zero_point")), zero);
+    (scale, zero)
+}
+
+/// The ONNX storage type of a base format.
+pub fn storage_type(base: Base) -> DataType {
+    DataType::try_from(base.info().onnx_type).unwrap_or(DataType::Undefined)
+}
+
+/// A DequantizeLinear node; `axis` is written only where there is one.
+pub fn dequantize_spec(axis: Option<i64>) -> NodeSpec {
+    let spec = NodeSpec::new("DequantizeLinear");
+    match axis {
+        Some(a) => spec.attr_i("axis", a),
+        None => spec,
+    }
+}
