@@ -3,7 +3,9 @@
 use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
 use onnx_quant_numerics::affine::{QOptions, QParams, choose_qparams};
-use onnx_quant_numerics::channel::{Layout, channel_ranges, quantize_per_channel};
+use onnx_quant_numerics::channel::{
+    Layout, channel_ranges, fake_quant_per_channel, quantize_per_channel,
+};
 use onnx_quant_numerics::format::{Base, Scheme};
 use onnx_quant_numerics::histogram::Histogram;
 use onnx_quant_numerics::metrics::Compare;
@@ -71,6 +73,15 @@ fn ranges_per_channel(bencher: Bencher, layout: &Layout) {
     bencher
         .counter(ItemsCount::new(data.len()))
         .bench(|| channel_ranges(black_box(&data), *layout));
+}
+
+#[divan::bench(args = WEIGHTS)]
+fn fake_quantize_per_channel(bencher: Bencher, layout: &Layout) {
+    let mut data = values(layout.outer * layout.channels * layout.inner, false);
+    let params = vec![QParams::for_type(0.01, 3, Base::Int8); layout.channels];
+    bencher
+        .counter(ItemsCount::new(data.len()))
+        .bench_local(|| fake_quant_per_channel(black_box(&mut data), *layout, &params));
 }
 
 const LENGTHS: [usize; 3] = [1 << 10, 1 << 15, 1 << 20];

@@ -166,19 +166,13 @@ fn quantize_into<T: Send>(
         return Ok(());
     };
     if inner < SHORT_RUN && outer > 1 {
-        let repeated: Vec<Kernel> = kernels
-            .iter()
-            .flat_map(|&kernel| std::iter::repeat_n(kernel, inner))
-            .collect();
-        let columns = Columns::new(&repeated);
-        let task = (TASK / repeated.len()).max(1) * repeated.len();
+        let columns = Columns::new(&kernels, inner);
+        let row = channels * inner;
+        let task = (TASK / row).max(1) * row;
         out.par_chunks_mut(task)
             .zip(data.par_chunks(task))
             .for_each(|(out, data)| {
-                for (out, data) in out
-                    .chunks_mut(repeated.len())
-                    .zip(data.chunks(repeated.len()))
-                {
+                for (out, data) in out.chunks_mut(row).zip(data.chunks(row)) {
                     columns.quantize(data, out, &store);
                 }
             });
@@ -228,12 +222,31 @@ struct Columns {
 }
 
 impl Columns {
-    fn new(row: &[Kernel]) -> Self {
+    /// Each kernel `inner` times.
+    fn new(kernels: &[Kernel], inner: usize) -> Self {
+        let row = || {
+            kernels
+                .iter()
+                .flat_map(|kernel| std::iter::repeat_n(kernel, inner))
+        };
         Columns {
-            scale: row.iter().map(|k| k.scale).collect(),
-            low: row.iter().map(|k| k.low).collect(),
-            high: row.iter().map(|k| k.high).collect(),
-            zero_point: row.iter().map(|k| k.zero_point).collect(),
+            scale: row().map(|k| k.scale).collect(),
+            low: row().map(|k| k.low).collect(),
+            high: row().map(|k| k.high).collect(),
+            zero_point: row().map(|k| k.zero_point).collect(),
+        }
+    }
+
+    fn fake_quant(&self, data: &mut [f32]) {
+        let bounds = self.low.iter().zip(&self.high);
+        for ((x, &scale), (&low, &high)) in data.iter_mut().zip(&self.scale).zip(bounds) {
+            *x = Kernel {
+                scale,
+                low,
+                high,
+                zero_point: 0,
+            }
+            .fake(*x);
         }
     }
 
@@ -308,6 +321,14 @@ pub fn fake_quant_per_channel(
         });
     }
     if data.is_empty() {
+        return Ok(());
+    }
+    let kernels: Option<Vec<Kernel>> = params.iter().map(Kernel::new).collect();
+    if let (Some(kernels), true) = (kernels, inner < SHORT_RUN && layout.outer > 1) {
+        let columns = Columns::new(&kernels, inner);
+        let row = channels * inner;
+        data.par_chunks_mut((TASK / row).max(1) * row)
+            .for_each(|rows| rows.chunks_mut(row).for_each(|row| columns.fake_quant(row)));
         return Ok(());
     }
     let runs = (TASK / inner).max(1);

@@ -73,7 +73,7 @@ impl Kernel {
     }
 
     #[inline(always)]
-    fn fake(&self, x: f32) -> f32 {
+    pub(crate) fn fake(&self, x: f32) -> f32 {
         (self.shifted(x) - ROUNDER) * self.scale
     }
 }
