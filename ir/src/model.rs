@@ -127,8 +127,8 @@ impl Value {
 /// One graph of the arena.
 #[derive(Debug, Clone, Default)]
 pub struct Graph {
-    /// Name, documentation, annotations, sparse initializers, declarations of values that do not exist; all lists
-    /// that the arena holds are empty.
+    /// Name, documentation, annotations, sparse initializers, declarations of values that do not exist, and of outputs
+    /// that belong to a graph around this one; all lists that the arena holds are empty.
     pub header: GraphProto,
     /// The control-flow node that owns the graph and the attribute it stands in; `None` for the main graph.
     pub parent: Option<(NodeId, String)>,

@@ -270,8 +270,12 @@ impl Decoder {
         for mut info in infos {
             let name = scope.named(info.name.take(), "an output")?;
             let id = self.resolve(scope, &name, || "the list of outputs".to_owned())?;
-            if self.model.value(id).graph == scope.id {
-                self.model.value_mut(id).output_info = Some(Box::new(info));
+            let value = self.model.value_mut(id);
+            if value.graph == scope.id {
+                value.output_info = Some(Box::new(info));
+            } else {
+                info.name = Some(name);
+                self.model.graph_mut(scope.id).header.output.push(info);
             }
             self.model.graph_mut(scope.id).outputs.push(id);
         }

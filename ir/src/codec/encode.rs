@@ -31,7 +31,15 @@ impl Model {
         out.output = g
             .outputs
             .iter()
-            .map(|&v| self.encode_info(v, self.value(v).output_info.as_deref()))
+            .map(|&v| {
+                let value = self.value(v);
+                let foreign = || g.header.output.iter().find(|o| o.name() == value.name);
+                let info = match value.output_info.as_deref() {
+                    Some(info) if value.graph == id => Some(info),
+                    _ => foreign(),
+                };
+                self.encode_info(v, info)
+            })
             .collect();
         let mut infos: Vec<_> = g
             .value_info
