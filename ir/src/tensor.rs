@@ -351,7 +351,9 @@ impl Tensor {
             });
         }
         let elements = match dtype {
-            DataType::Complex64 | DataType::Complex128 => needed * 2,
+            DataType::Complex64 | DataType::Complex128 => needed
+                .checked_mul(2)
+                .ok_or_else(|| TensorError::Shape(self.dims().to_vec()))?,
             _ if dtype.bits().is_some_and(|b| b < 8) => self.byte_len()?,
             _ => needed,
         };
