@@ -3,7 +3,7 @@
 pub use onnx_quant_proto::tensor_proto::DataType;
 
 /// What the standard says of a storage type.
-pub trait DataTypeExt: Sized {
+pub trait DataTypeExt: Copy {
     /// The type with this number, or `None` where the standard has none.
     fn from_number(number: i32) -> Option<Self>;
     /// Bits of one element as stored; `None` for strings and for the undefined type.

@@ -24,6 +24,8 @@ mod order;
 pub mod pass;
 pub mod save;
 pub mod tensor;
+pub mod text;
+pub mod verify;
 
 pub use dtype::DataType;
 pub use edit::{Names, NodeSpec};
