@@ -62,7 +62,10 @@ impl Pass for InsertQdq {
             let quantized = |(n, slot): &(onnx_quant_ir::NodeId, usize)| {
                 *slot == 0 && qdq::quantize(model, *n).is_some()
             };
-            if model.consumers(value).iter().any(quantized) {
+            let dequantized = model
+                .producer(value)
+                .is_some_and(|(n, _)| qdq::dequantize(model, n).is_some());
+            if dequantized || model.consumers(value).iter().any(quantized) {
                 continue;
             }
             insert(model, &mut names, value, activation);
