@@ -32,6 +32,7 @@
 //! * **Q08** the operator set knows the attributes: `axis` 13, `saturate` 19, `block_size` 21, `output_dtype` 21 (of
 //!   DequantizeLinear 23), `precision` 23.
 
+mod arity;
 mod quant;
 mod structure;
 #[cfg(test)]

@@ -9,7 +9,8 @@
 //! // signature: changes                  the pass may change inputs and outputs
 //! // verify: no                          the input breaks rules of the verifier on purpose
 //! // repeat: changes                     a second run may change the model again
-//! // context: key=value                  data the pass needs, see `prepare`
+//! // settings: weights=none, exclude=fc  what the user asks (defaults otherwise); see `settings`
+//! // range: NAME=-1..2                   the values that calibration saw; every other activation saw -1..1
 //! ```
 //!
 //! What is checked: the input is valid → the pass runs → the output is valid → it looks as in the snapshot → a second
@@ -18,13 +19,101 @@
 
 mod harness;
 
-use harness::Case;
-use onnx_quant_ir::pass::PassContext;
+use std::fmt::Write as _;
 
-/// Gives a pass the data that it needs (statistics, a plan …), from the `context:` lines of its case.
-fn prepare(_case: &Case, _cx: &mut PassContext) {}
+use harness::Case;
+use onnx_quant_ir::Model;
+use onnx_quant_ir::pass::PassContext;
+use onnx_quant_numerics::histogram::Histogram;
+use onnx_quant_passes::calibration::Calibration;
+use onnx_quant_passes::plan::PrecisionPlan;
+use onnx_quant_passes::settings::QuantSettings;
+
+/// Gives every pass the data that it may need: settings and statistics.
+fn prepare(case: &Case, model: &Model, cx: &mut PassContext) {
+    cx.insert(settings(case));
+    if !case.says("range", "none") {
+        cx.insert(calibration(case, model));
+    }
+}
+
+fn settings(case: &Case) -> QuantSettings {
+    let mut s = QuantSettings::default();
+    let format = |text: &str| (text != "none").then(|| text.parse().unwrap());
+    for (key, value) in case.pairs("settings") {
+        match key {
+            "weights" => s.weights = format(value),
+            "activations" => s.activations = format(value),
+            "min_activation_sqnr" => s.min_activation_sqnr = value.parse().unwrap(),
+            "reduce_range" => s.reduce_range = value.parse().unwrap(),
+            "exclude" => s.selection.exclude.push(value.to_owned()),
+            "include" => s.selection.include.push(value.to_owned()),
+            other => panic!("there is no setting `{other}`"),
+        }
+    }
+    s
+}
+
+/// Values spread evenly over the range of each activation.
+fn calibration(case: &Case, model: &Model) -> Calibration {
+    let mut c = Calibration {
+        samples: 1,
+        ..Calibration::default()
+    };
+    for v in model.all_values() {
+        if model.value(v).init.is_some() {
+            continue;
+        }
+        let key = model.value_key(v);
+        let ranges = case.pairs("range");
+        let own = ranges.iter().find(|(name, _)| *name == key);
+        let (low, high): (f32, f32) = own.map_or((-1.0, 1.0), |(_, range)| {
+            let (low, high) = range.split_once("..").unwrap();
+            (low.parse().unwrap(), high.parse().unwrap())
+        });
+        let data: Vec<f32> = (0..=1000u16)
+            .map(|i| low + (high - low) * f32::from(i) / 1000.0)
+            .collect();
+        let mut h = Histogram::default();
+        h.observe(&data);
+        c.values.insert(key, h);
+    }
+    c
+}
+
+/// What a pass leaves in the context beside the graph, for the snapshot.
+fn describe(pass: &str, cx: &PassContext) -> String {
+    let plan = cx
+        .get::<PrecisionPlan>()
+        .filter(|_| pass == "assign_precision");
+    let Some(plan) = plan else {
+        return String::new();
+    };
+    let mut out = String::new();
+    for n in &plan.nodes {
+        let _ = writeln!(
+            out,
+            "{} {}: {} {}",
+            n.op_type,
+            n.key,
+            n.precision.name(),
+            n.reason
+        );
+    }
+    for (key, a) in &plan.activations {
+        let _ = writeln!(out, "activation {key}: {:?} {:?}", a.base, a.readers);
+    }
+    for w in &plan.weights {
+        let _ = writeln!(
+            out,
+            "weight {}: {:?} axis {:?} {:?}",
+            w.key, w.base, w.axis, w.readers
+        );
+    }
+    out
+}
 
 #[test]
 fn every_case_of_every_pass() {
-    harness::run_all(&prepare);
+    harness::run_all(&prepare, &describe);
 }

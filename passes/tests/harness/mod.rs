@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use onnx_quant_ir::Model;
 use onnx_quant_ir::pass::{Changed, Manager, Pass, PassContext, RunError};
 use onnx_quant_ir::text::{self, Print};
-use onnx_quant_ir::verify::verify_for_pass;
+use onnx_quant_ir::verify::{verify, verify_for_pass};
 use onnx_quant_passes::registry;
 
 /// A case file.
@@ -21,16 +21,20 @@ pub struct Case {
 }
 
 /// Puts data into the context of a pass.
-pub type Prepare<'a> = &'a dyn Fn(&Case, &mut PassContext);
+pub type Prepare<'a> = &'a dyn Fn(&Case, &Model, &mut PassContext);
 
-const KEYS: [&str; 7] = [
+/// What a pass leaves in the context, as lines of the snapshot.
+pub type Describe<'a> = &'a dyn Fn(&str, &PassContext) -> String;
+
+const KEYS: [&str; 8] = [
     "options",
     "before",
     "expect",
     "signature",
     "verify",
     "repeat",
-    "context",
+    "settings",
+    "range",
 ];
 
 impl Case {
@@ -57,20 +61,27 @@ impl Case {
         found.map(|(_, v)| v.as_str()).collect()
     }
 
-    fn says(&self, key: &str, value: &str) -> bool {
+    /// Whether a key has this value.
+    pub fn says(&self, key: &str, value: &str) -> bool {
         self.all(key).contains(&value)
     }
 
-    fn options(&self) -> BTreeMap<String, String> {
-        let each = self.all("options").into_iter().flat_map(|o| o.split(','));
+    /// The `key=value` pairs of all lines of a key.
+    pub fn pairs(&self, key: &str) -> Vec<(&str, &str)> {
+        let each = self.all(key).into_iter().flat_map(|o| o.split(','));
         each.filter_map(|o| o.split_once('='))
-            .map(|(k, v)| (k.trim().to_owned(), v.trim().to_owned()))
+            .map(|(k, v)| (k.trim(), v.trim()))
             .collect()
+    }
+
+    fn options(&self) -> BTreeMap<String, String> {
+        let pairs = self.pairs("options").into_iter();
+        pairs.map(|(k, v)| (k.to_owned(), v.to_owned())).collect()
     }
 }
 
 /// Runs all cases of all registered passes and reports every failure together.
-pub fn run_all(prepare: Prepare<'_>) {
+pub fn run_all(prepare: Prepare<'_>, describe: Describe<'_>) {
     let mut failures = Vec::new();
     let mut seen = 0;
     for pass in registry::all() {
@@ -81,7 +92,7 @@ pub fn run_all(prepare: Prepare<'_>) {
         for file in files {
             let case = Case::read(&file);
             seen += 1;
-            let run = catch_unwind(AssertUnwindSafe(|| run(pass, &case, prepare)));
+            let run = catch_unwind(AssertUnwindSafe(|| run(pass, &case, prepare, describe)));
             let failed = match run {
                 Ok(Ok(())) => continue,
                 Ok(Err(message)) => message,
@@ -114,38 +125,44 @@ fn files(pass: &str) -> Vec<PathBuf> {
     files
 }
 
-/// A run of one pass with a context of its own.
+/// A run of one pass.
 fn once(
     pass: &dyn Pass,
-    case: &Case,
-    prepare: Prepare<'_>,
+    options: BTreeMap<String, String>,
     model: &mut Model,
-) -> (Result<Changed, RunError>, PassContext) {
-    let mut cx = PassContext::default();
-    prepare(case, &mut cx);
+    cx: &mut PassContext,
+) -> Result<Changed, RunError> {
+    cx.skips.clear();
+    cx.notes.clear();
     let mut manager = Manager {
         verifier: Some(verify_for_pass),
         ..Manager::default()
     };
-    let changed = manager.run(pass, case.options(), model, &mut cx);
-    (changed, cx)
+    manager.run(pass, options, model, cx)
 }
 
-fn run(pass: &dyn Pass, case: &Case, prepare: Prepare<'_>) -> Result<(), String> {
+fn run(
+    pass: &dyn Pass,
+    case: &Case,
+    prepare: Prepare<'_>,
+    describe: Describe<'_>,
+) -> Result<(), String> {
     let mut model = text::parse(&case.text).map_err(|e| e.to_string())?;
+    let mut cx = PassContext::default();
+    prepare(case, &model, &mut cx);
     for name in case.all("before").into_iter().flat_map(|b| b.split(',')) {
         let name = name.trim();
         let first = registry::find(name).ok_or_else(|| format!("there is no pass `{name}`"))?;
-        let (changed, _) = once(first, case, prepare, &mut model);
-        changed.map_err(|e| format!("before: {e}"))?;
+        once(first, BTreeMap::new(), &mut model, &mut cx).map_err(|e| format!("before: {e}"))?;
     }
     if !case.says("verify", "no") {
-        verify_for_pass(&model).map_err(|e| format!("the case is not valid: {e}"))?;
+        if let Some(f) = verify(&model).first() {
+            return Err(format!("the case is not valid: {f}"));
+        }
     }
     let before = text::print(&model, Print::Full);
     let signature = names(&model);
-    let (result, cx) = once(pass, case, prepare, &mut model);
-    let changed = match result {
+    let changed = match once(pass, case.options(), &mut model, &mut cx) {
         Ok(changed) => changed,
         Err(RunError::Pass(e)) if case.says("expect", "error") => {
             snapshot(pass, case, &format!("error: {e}\n"));
@@ -159,7 +176,12 @@ fn run(pass: &dyn Pass, case: &Case, prepare: Prepare<'_>) -> Result<(), String>
     if changed == Changed::No && before != text::print(&model, Print::Full) {
         return Err("the pass says `Changed::No`, but the model is another one".to_owned());
     }
-    verify_for_pass(&model).map_err(|e| format!("the result is not valid: {e}"))?;
+    if let Some(f) = verify(&model)
+        .first()
+        .filter(|_| !case.says("verify", "no"))
+    {
+        return Err(format!("the result is not valid: {f}"));
+    }
     let expected = [("changed", Changed::Yes), ("unchanged", Changed::No)];
     for (word, needed) in expected {
         if case.says("expect", word) && changed != needed {
@@ -172,23 +194,23 @@ fn run(pass: &dyn Pass, case: &Case, prepare: Prepare<'_>) -> Result<(), String>
             names(&model)
         ));
     }
-    snapshot(pass, case, &shown(&model, changed, &cx));
-    again(pass, case, prepare, &mut model)
+    let text = shown(&model, changed, &cx) + &describe(pass.info().name, &cx);
+    snapshot(pass, case, &text);
+    again(pass, case, &mut model, &mut cx)
 }
 
 /// A second run must find nothing to do.
 fn again(
     pass: &dyn Pass,
     case: &Case,
-    prepare: Prepare<'_>,
     model: &mut Model,
+    cx: &mut PassContext,
 ) -> Result<(), String> {
     if case.says("repeat", "changes") {
         return Ok(());
     }
     let first = text::print(model, Print::Full);
-    let (result, _) = once(pass, case, prepare, model);
-    match result {
+    match once(pass, case.options(), model, cx) {
         Ok(Changed::No) if first == text::print(model, Print::Full) => Ok(()),
         Ok(changed) => Err(format!(
             "a second run is not without effect ({changed:?}):\n{}",
