@@ -4,6 +4,8 @@
 
 pub mod assign_precision;
 pub mod calibration;
+pub mod eval;
+pub mod infer;
 pub mod insert_qdq;
 pub mod ops;
 pub mod plan;
@@ -14,4 +16,5 @@ pub mod registry;
 pub mod remove_redundant_qdq;
 pub mod settings;
 pub mod share_qdq_parameters;
+pub mod specialize;
 pub mod split_shared_weights;
