@@ -80,7 +80,15 @@ fn assign(
     let mut params = BTreeMap::new();
     let mut quantized = placement.settle();
     if let Some(calibration) = calibration {
-        while !bear(model, settings, &selector, calibration, &mut placement, &quantized, &mut params) {
+        while !bear(
+            model,
+            settings,
+            &selector,
+            calibration,
+            &mut placement,
+            &quantized,
+            &mut params,
+        ) {
             quantized = placement.settle();
         }
     }
@@ -182,7 +190,11 @@ fn activation_plans(
         .collect()
 }
 
-fn weight_plans(model: &Model, settings: &QuantSettings, placement: &Placement<'_>) -> Vec<WeightPlan> {
+fn weight_plans(
+    model: &Model,
+    settings: &QuantSettings,
+    placement: &Placement<'_>,
+) -> Vec<WeightPlan> {
     let Some(format) = settings.weights else {
         return Vec::new();
     };
@@ -220,7 +232,12 @@ fn weight_plans(model: &Model, settings: &QuantSettings, placement: &Placement<'
     plans
 }
 
-fn node_plan(model: &Model, placement: &Placement<'_>, quantized: &Quantized, node: NodeId) -> NodePlan {
+fn node_plan(
+    model: &Model,
+    placement: &Placement<'_>,
+    quantized: &Quantized,
+    node: NodeId,
+) -> NodePlan {
     let moved = |slot: Option<ValueId>| slot.is_some_and(|v| quantized.contains_key(&v));
     let (precision, reason) = match &placement.modes[&node] {
         Mode::Integer | Mode::Supporting => (Precision::Integer, String::new()),
@@ -228,7 +245,10 @@ fn node_plan(model: &Model, placement: &Placement<'_>, quantized: &Quantized, no
         Mode::Preserving if moved(model.output(node, 0)) && moved(model.input(node, 0)) => {
             (Precision::Follows, "moves quantized values".to_owned())
         }
-        Mode::Preserving => (Precision::Float, "moves values that are in float".to_owned()),
+        Mode::Preserving => (
+            Precision::Float,
+            "moves values that are in float".to_owned(),
+        ),
         Mode::Merged => {
             let into = placement.merged_into(node);
             let into = into.map_or_else(String::new, |n| model.node_label(n));

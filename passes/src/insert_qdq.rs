@@ -53,7 +53,10 @@ impl Pass for InsertQdq {
         let mut changed = false;
         for (key, activation) in &plan.activations {
             let Some(&value) = by_key.get(key) else {
-                return Err(PassError::new(INFO.name, format!("the plan quantizes `{key}`, which the model does not have")));
+                return Err(PassError::new(
+                    INFO.name,
+                    format!("the plan quantizes `{key}`, which the model does not have"),
+                ));
             };
             if activation.params.is_none() {
                 cx.skip_subject(key.clone(), "the plan has no scale for it");

@@ -112,7 +112,11 @@ fn gemm(model: &Model, node: NodeId) -> Result<Linear, Refusal> {
         weight: 1,
         bias: model.input(node, 2).map(|_| 2),
         axis: Some(usize::from(n.attr_i("transB").unwrap_or(0) == 0)),
-        kernel: if plain { Kernel::AnyOutput } else { Kernel::None },
+        kernel: if plain {
+            Kernel::AnyOutput
+        } else {
+            Kernel::None
+        },
     })
 }
 
@@ -210,7 +214,9 @@ pub fn clamp_bounds(model: &Model, node: NodeId) -> Option<(f32, f32)> {
     }
     let bound = |slot: usize, default: f32| match model.input(node, slot) {
         None => Some(default),
-        Some(v) => model.constant(v).and_then(onnx_quant_ir::Tensor::scalar_f32),
+        Some(v) => model
+            .constant(v)
+            .and_then(onnx_quant_ir::Tensor::scalar_f32),
     };
     Some((bound(1, f32::NEG_INFINITY)?, bound(2, f32::INFINITY)?))
 }

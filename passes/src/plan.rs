@@ -91,6 +91,9 @@ impl PrecisionPlan {
 
     /// Number of nodes in a form.
     pub fn count(&self, precision: Precision) -> usize {
-        self.nodes.iter().filter(|n| n.precision == precision).count()
+        self.nodes
+            .iter()
+            .filter(|n| n.precision == precision)
+            .count()
     }
 }

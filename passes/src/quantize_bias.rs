@@ -55,7 +55,10 @@ impl Pass for QuantizeBias {
         let mut names = model.names();
         let mut changed = false;
         for node in model.all_nodes() {
-            if planned.as_ref().is_some_and(|p| !p.contains(&model.node_key(node))) {
+            if planned
+                .as_ref()
+                .is_some_and(|p| !p.contains(&model.node_key(node)))
+            {
                 continue;
             }
             match bias_of(model, node) {
@@ -92,11 +95,14 @@ fn bias_of(model: &Model, node: NodeId) -> Option<Result<Bias, String>> {
         return None;
     }
     let Some(tensor) = model.constant(bias) else {
-        return Some(Err("its bias is computed at run time and stays in float".to_owned()));
+        return Some(Err(
+            "its bias is computed at run time and stays in float".to_owned()
+        ));
     };
     if tensor.dtype() != DataType::Float {
         return Some(Err(
-            "its bias is FP16: an INT32 scale would be too small for FP16, it stays in float".to_owned(),
+            "its bias is FP16: an INT32 scale would be too small for FP16, it stays in float"
+                .to_owned(),
         ));
     }
     let codes = model.constant(weight.input)?;
@@ -115,11 +121,15 @@ fn bias_of(model: &Model, node: NodeId) -> Option<Result<Bias, String>> {
         Err(e) => return Some(Err(e.to_string())),
     };
     let quantized = quantize_bias(&values, input_scale, &weight_scales);
-    Some(quantized.map_err(|e| format!("its bias stays in float: {e}")).map(|q| Bias {
-        slot,
-        codes: q.codes,
-        scales: q.scales,
-    }))
+    Some(
+        quantized
+            .map_err(|e| format!("its bias stays in float: {e}"))
+            .map(|q| Bias {
+                slot,
+                codes: q.codes,
+                scales: q.scales,
+            }),
+    )
 }
 
 fn insert(model: &mut Model, names: &mut Names, node: NodeId, bias: &Bias) {

@@ -134,7 +134,8 @@ fn encode(
             return Err("a scale does not fit FP16".to_owned());
         }
     }
-    let codes = quantize_per_channel(&data, layout, &params, form.base).map_err(|e| e.to_string())?;
+    let codes =
+        quantize_per_channel(&data, layout, &params, form.base).map_err(|e| e.to_string())?;
     Ok(Coded {
         value,
         readers,
@@ -146,7 +147,11 @@ fn encode(
 }
 
 /// Raises scales so that the INT32 bias of every reader fits.
-fn raise_for_biases(model: &Model, readers: &[(NodeId, usize)], params: &mut [QParams]) -> Result<(), String> {
+fn raise_for_biases(
+    model: &Model,
+    readers: &[(NodeId, usize)],
+    params: &mut [QParams],
+) -> Result<(), String> {
     for &(node, _) in readers {
         let Some(Ok(linear)) = ops::linear(model, node) else {
             continue;
@@ -155,7 +160,9 @@ fn raise_for_biases(model: &Model, readers: &[(NodeId, usize)], params: &mut [QP
         let scale = input
             .and_then(|v| qdq::dequantized_by(model, v))
             .and_then(|q| qdq::scalar_scale(model, &q));
-        let bias = linear.bias.and_then(|slot| model.input_constant(node, slot));
+        let bias = linear
+            .bias
+            .and_then(|slot| model.input_constant(node, slot));
         let (Some(scale), Some(bias)) = (scale, bias) else {
             continue;
         };

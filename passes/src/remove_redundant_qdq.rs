@@ -50,8 +50,9 @@ impl Pass for RemoveRedundantQdq {
             let Some(q) = qdq::quantize(model, node) else {
                 continue;
             };
-            let back = qdq::dequantized_by(model, q.input)
-                .filter(|d| qdq::same_parameters(model, d, &q) && code_types_agree(model, d.input, &q));
+            let back = qdq::dequantized_by(model, q.input).filter(|d| {
+                qdq::same_parameters(model, d, &q) && code_types_agree(model, d.input, &q)
+            });
             let twin = model
                 .consumers(q.input)
                 .into_iter()

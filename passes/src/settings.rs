@@ -129,11 +129,10 @@ impl Selector {
             .exclude
             .iter()
             .find(|(p, g)| matches(p, g, model, node));
-        hit.map(|(p, _)| format!("excluded by `{p}`"))
-            .or_else(|| {
-                (!self.include.is_empty() && !self.included(model, node))
-                    .then(|| "not named by --include".to_owned())
-            })
+        hit.map(|(p, _)| format!("excluded by `{p}`")).or_else(|| {
+            (!self.include.is_empty() && !self.included(model, node))
+                .then(|| "not named by --include".to_owned())
+        })
     }
 
     /// Whether the node is named by an `--include`.

@@ -41,7 +41,10 @@ impl Pass for SplitSharedWeights {
 
     fn run(&self, model: &mut Model, cx: &mut PassContext) -> Result<Changed, PassError> {
         let Some(mut plan) = cx.take::<PrecisionPlan>() else {
-            return Err(PassError::new(INFO.name, "needs a PrecisionPlan, and none was given"));
+            return Err(PassError::new(
+                INFO.name,
+                "needs a PrecisionPlan, and none was given",
+            ));
         };
         let mut names = model.names();
         let mut changed = false;

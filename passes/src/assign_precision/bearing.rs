@@ -4,7 +4,7 @@ use onnx_quant_ir::{DataType, Model, ValueId};
 use onnx_quant_numerics::affine::{QOptions, QParams, choose_qparams};
 use onnx_quant_numerics::format::Base;
 use onnx_quant_numerics::histogram::Histogram;
-use onnx_quant_numerics::observer;
+use onnx_quant_numerics::observer::{self, Target};
 
 use crate::calibration::Calibration;
 use crate::ops;
@@ -25,15 +25,20 @@ pub(super) fn parameters(
 ) -> Result<QParams, String> {
     let name = &model.value(value).name;
     let histogram = calibration.values.get(&model.value_key(value));
-    let range = match (ops::known_range(model, value), histogram) {
-        (Some(range), _) => range,
-        (None, Some(h)) => observer::range(h, settings.calibrator)
-            .map_err(|e| format!("activation `{name}`: {e}"))?,
-        (None, None) => return Err(format!("activation `{name}` was not seen in calibration")),
-    };
     let options = QOptions {
         narrow: false,
         reduce_range: settings.reduce_range,
+    };
+    let target = Target {
+        base,
+        scheme: settings.activation_scheme,
+        options,
+    };
+    let range = match (ops::known_range(model, value), histogram) {
+        (Some(range), _) => range,
+        (None, Some(h)) => observer::range_for(h, settings.calibrator, target)
+            .map_err(|e| format!("activation `{name}`: {e}"))?,
+        (None, None) => return Err(format!("activation `{name}` was not seen in calibration")),
     };
     let mut params = choose_qparams(range.0, range.1, base, settings.activation_scheme, options)
         .map_err(|e| format!("activation `{name}`: {e}"))?;

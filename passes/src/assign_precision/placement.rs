@@ -43,7 +43,11 @@ pub(super) struct Placement<'a> {
 }
 
 impl<'a> Placement<'a> {
-    pub(super) fn new(model: &'a Model, settings: &'a QuantSettings, selector: &'a Selector) -> Self {
+    pub(super) fn new(
+        model: &'a Model,
+        settings: &'a QuantSettings,
+        selector: &'a Selector,
+    ) -> Self {
         let mut placement = Self {
             model,
             settings,
@@ -78,7 +82,9 @@ impl<'a> Placement<'a> {
                 };
                 Mode::WeightOnly(why.to_owned())
             }
-            None if ops::embedding(self.model, node).is_some() && self.settings.weights.is_some() => {
+            None if ops::embedding(self.model, node).is_some()
+                && self.settings.weights.is_some() =>
+            {
                 Mode::WeightOnly("rows are looked up in few bits and dequantized".to_owned())
             }
             None if !activations => Mode::Float(self.default_reason(node)),
@@ -140,7 +146,9 @@ impl<'a> Placement<'a> {
                 let reason = match (fed, read) {
                     _ if forced => continue,
                     (true, true) => continue,
-                    (false, _) => "its inputs are in float: quantizing them for it alone gains nothing",
+                    (false, _) => {
+                        "its inputs are in float: quantizing them for it alone gains nothing"
+                    }
                     (true, false) => "nothing after it runs in integers",
                 };
                 self.modes.insert(node, Mode::Float(reason.to_owned()));
@@ -196,7 +204,8 @@ impl<'a> Placement<'a> {
     fn merge_clamps(&mut self) {
         let old: Vec<NodeId> = self.merged.keys().copied().collect();
         for node in old {
-            self.modes.insert(node, Mode::Float(self.default_reason(node)));
+            self.modes
+                .insert(node, Mode::Float(self.default_reason(node)));
         }
         self.merged.clear();
         if self.settings.activation_scheme != Scheme::Asymmetric {
@@ -216,7 +225,10 @@ impl<'a> Placement<'a> {
                 && self.model.node(clamp).graph == Model::MAIN;
             let bounds = ops::clamp_bounds(self.model, clamp);
             let excluded = self.selector.excluded_by(self.model, clamp).is_some();
-            if one_use && !excluded && bounds.is_some_and(|(lo, hi)| lo <= 0.0 && hi >= 0.0 && lo < hi) {
+            if one_use
+                && !excluded
+                && bounds.is_some_and(|(lo, hi)| lo <= 0.0 && hi >= 0.0 && lo < hi)
+            {
                 self.merged.insert(clamp, node);
                 self.modes.insert(clamp, Mode::Merged);
             }
@@ -263,7 +275,10 @@ impl<'a> Placement<'a> {
             if self.gives_codes(node) {
                 found.extend(self.result(node));
             } else if self.modes[&node] == Mode::Preserving
-                && self.model.input(node, 0).is_some_and(|v| found.contains(&v))
+                && self
+                    .model
+                    .input(node, 0)
+                    .is_some_and(|v| found.contains(&v))
             {
                 found.extend(self.model.outputs(node).into_iter().flatten());
             }
@@ -276,7 +291,9 @@ impl<'a> Placement<'a> {
         let mut found = BTreeSet::new();
         for &node in self.model.main().nodes.iter().rev() {
             match self.modes[&node] {
-                Mode::Integer => found.extend(self.model.input(node, self.linears[&node].activation)),
+                Mode::Integer => {
+                    found.extend(self.model.input(node, self.linears[&node].activation))
+                }
                 Mode::Supporting => found.extend(self.model.inputs(node).into_iter().flatten()),
                 Mode::Preserving => {
                     let outputs = self.model.outputs(node);
@@ -293,7 +310,9 @@ impl<'a> Placement<'a> {
     fn quantized(&self, available: &BTreeSet<ValueId>, wanted: &BTreeSet<ValueId>) -> Quantized {
         let mut all: Quantized = BTreeMap::new();
         let mut read = |value: Option<ValueId>, node: NodeId| {
-            if let Some(Some(readers)) = value.map(|v| all.entry(v).or_insert_with(|| Some(BTreeSet::new()))) {
+            if let Some(Some(readers)) =
+                value.map(|v| all.entry(v).or_insert_with(|| Some(BTreeSet::new())))
+            {
                 readers.insert(node);
             }
         };
@@ -322,8 +341,15 @@ impl<'a> Placement<'a> {
         all
     }
 
-    fn moves_codes(&self, node: NodeId, available: &BTreeSet<ValueId>, wanted: &BTreeSet<ValueId>) -> bool {
-        self.model.input(node, 0).is_some_and(|v| available.contains(&v))
+    fn moves_codes(
+        &self,
+        node: NodeId,
+        available: &BTreeSet<ValueId>,
+        wanted: &BTreeSet<ValueId>,
+    ) -> bool {
+        self.model
+            .input(node, 0)
+            .is_some_and(|v| available.contains(&v))
             && self
                 .model
                 .outputs(node)

@@ -1,0 +1,95 @@
+//! One streaming pass over the calibration data: the model runs, and every wanted value goes into a histogram.
+//!
+//! Batches are read one after the other and run in parallel. A histogram holds integers only, so that the result does
+//! not depend on the number of threads or on the order in which batches end.
+
+use std::sync::Arc;
+
+use onnx_quant_ir::Model;
+use onnx_quant_ir::engine::{Engine, Observed};
+use onnx_quant_numerics::histogram::Histogram;
+use onnx_quant_passes::calibration::Calibration;
+use rayon::prelude::*;
+
+use crate::data::{Batch, DataSet};
+use crate::engine::SessionCache;
+use crate::error::Error;
+use crate::progress;
+
+/// Samples that are run at once on one thread where the model's batch is free.
+pub const BATCH: usize = 8;
+
+/// Runs the data through the model and gathers statistics of the named values.
+///
+/// A last batch that repeats its last sample to be full is left out, unless it is the only one.
+///
+/// Memory holds a few batches for each thread, the values of one run for each thread, and the histograms.
+///
+/// # Errors
+/// Data that does not fit, or a model that the engine cannot run.
+pub fn calibrate(
+    model: &Model,
+    engine: Arc<dyn Engine>,
+    data: &DataSet,
+    wanted: &[String],
+) -> Result<Calibration, Error> {
+    let cache = SessionCache::new(engine, model.clone(), wanted.to_vec());
+    let bar = progress::bar("calibrate", data.len());
+    let mut all = vec![Histogram::new(); wanted.len()];
+    let mut samples = 0;
+    for window in windows(data, rayon::current_num_threads()) {
+        let window = window?;
+        let full: Vec<&Batch> = window
+            .iter()
+            .filter(|b| b.padded == 0 || b.index == 0)
+            .collect();
+        let parts = full
+            .par_chunks(full.len().div_ceil(rayon::current_num_threads()).max(1))
+            .map(|batches| observe(&cache, data, batches, wanted.len()))
+            .collect::<Result<Vec<_>, Error>>()?;
+        for part in parts {
+            for (mine, theirs) in all.iter_mut().zip(&part) {
+                mine.merge(theirs);
+            }
+        }
+        samples += full.iter().map(|b| b.samples).sum::<usize>();
+        bar.inc(window.iter().map(|b| b.samples as u64).sum());
+    }
+    bar.finish_and_clear();
+    Ok(Calibration {
+        samples,
+        values: wanted.iter().cloned().zip(all).collect(),
+    })
+}
+
+fn observe(
+    cache: &SessionCache,
+    data: &DataSet,
+    batches: &[&Batch],
+    values: usize,
+) -> Result<Vec<Histogram>, Error> {
+    let mut part = vec![Histogram::new(); values];
+    for batch in batches {
+        let session = cache.session(&data.shapes_of(batch))?;
+        let mut observer = |seen: Observed<'_>| part[seen.index].observe(seen.data);
+        session.run(&batch.tensors, Some(&mut observer))?;
+    }
+    Ok(part)
+}
+
+/// The batches of a data set in groups that keep all threads busy.
+pub(crate) fn windows(
+    data: &DataSet,
+    threads: usize,
+) -> impl Iterator<Item = Result<Vec<Batch>, Error>> + use<> {
+    let mut batches = data.batches(BATCH);
+    let size = threads.max(1) * 4;
+    std::iter::from_fn(move || {
+        let window: Result<Vec<Batch>, _> = batches.by_ref().take(size).collect();
+        match window {
+            Ok(w) if w.is_empty() => None,
+            Ok(w) => Some(Ok(w)),
+            Err(e) => Some(Err(Error::from(e))),
+        }
+    })
+}

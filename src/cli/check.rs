@@ -1,0 +1,81 @@
+//! `onnx-quant check`.
+
+use std::path::PathBuf;
+
+use onnx_quant::ir::load;
+use onnx_quant::quantize::Evaluation;
+use serde::Serialize;
+
+use super::{Global, Outcome, engine, output};
+
+/// The options of `check`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  onnx-quant check model.onnx model.int8.onnx --eval eval.npz
+  onnx-quant check model.onnx model.int8.onnx --eval eval.npz --labels labels.npy --max-drop 1%")]
+pub(crate) struct Args {
+    /// The model that is right, usually the float model
+    reference: PathBuf,
+    /// The model that is judged
+    candidate: PathBuf,
+    /// Evaluation data
+    #[arg(long, value_name = "DATA")]
+    eval: PathBuf,
+    /// Labels of the evaluation data (.npy): classes [N], or target ids [N, T]
+    #[arg(long, value_name = "FILE")]
+    labels: Option<PathBuf>,
+    /// The largest drop that is allowed, `1%` or `0.01`: exit code 1 beyond
+    #[arg(long, value_name = "DROP", value_parser = super::quantize::parse_share)]
+    max_drop: Option<f64>,
+    /// How many of the worst layers are shown
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    layers: usize,
+}
+
+#[derive(Serialize)]
+struct Answer<'a> {
+    reference: String,
+    candidate: String,
+    #[serde(flatten)]
+    check: &'a onnx_quant::check::CheckReport,
+    notes: Vec<String>,
+    max_drop: Option<f64>,
+    held: Option<bool>,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
+    let reference = load::load(&args.reference)?;
+    let candidate = load::load(&args.candidate)?;
+    let evaluation = Evaluation::from_files(&reference, &args.eval, args.labels.as_deref())?;
+    let check = evaluation.check(&reference, &candidate, &engine())?;
+    let held = args.max_drop.map(|m| check.task.drop <= m);
+    if global.json {
+        output::json(&Answer {
+            reference: args.reference.display().to_string(),
+            candidate: args.candidate.display().to_string(),
+            check: &check,
+            notes: evaluation.notes(),
+            max_drop: args.max_drop,
+            held,
+        })?;
+    } else {
+        let mut text = output::check_text(&check, args.layers);
+        for note in evaluation.notes() {
+            text.push_str(&format!("note: {note}\n"));
+        }
+        if let (Some(held), Some(max)) = (held, args.max_drop) {
+            let verdict = if held { "holds" } else { "EXCEEDED" };
+            text.push_str(&format!(
+                "budget {verdict}: a drop of {:.2} % where {:.2} % is allowed\n",
+                check.task.drop * 100.0,
+                max * 100.0
+            ));
+        }
+        output::print(&text)?;
+    }
+    Ok(match held {
+        Some(false) => Outcome::CheckFailed,
+        _ => Outcome::Done,
+    })
+}

@@ -1,0 +1,194 @@
+//! Tables for people and JSON for machines, on standard output.
+
+use std::fmt::Write as _;
+use std::io::{self, Write};
+
+use onnx_quant::check::CheckReport;
+use onnx_quant::report::Report;
+use serde::Serialize;
+
+/// Prints text.
+pub(crate) fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    if !text.ends_with('\n') {
+        out.write_all(b"\n")?;
+    }
+    out.flush()?;
+    Ok(())
+}
+
+/// Prints one JSON document.
+pub(crate) fn json<T: Serialize>(value: &T) -> anyhow::Result<()> {
+    print(&serde_json::to_string_pretty(value)?)
+}
+
+/// A table with aligned columns; the first row is the head. Columns of numbers are aligned to the right.
+pub(crate) fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width: Vec<usize> = (0..columns)
+        .map(|c| {
+            rows.iter()
+                .filter_map(|r| r.get(c))
+                .map(|s| s.chars().count())
+                .max()
+                .unwrap_or(0)
+        })
+        .collect();
+    let numeric: Vec<bool> = (0..columns)
+        .map(|c| {
+            rows.len() > 1
+                && rows[1..].iter().filter_map(|r| r.get(c)).all(|s| {
+                    s.chars()
+                        .next()
+                        .is_none_or(|x| x.is_ascii_digit() || "-+∞".contains(x))
+                })
+        })
+        .collect();
+    let mut out = String::new();
+    for row in rows {
+        let mut line = String::from("  ");
+        for (c, cell) in row.iter().enumerate() {
+            let pad = " ".repeat(width[c] - cell.chars().count());
+            if numeric[c] {
+                line.push_str(&pad);
+                line.push_str(cell);
+            } else {
+                line.push_str(cell);
+                line.push_str(&pad);
+            }
+            line.push_str("  ");
+        }
+        let _ = writeln!(out, "{}", line.trim_end());
+    }
+    out
+}
+
+/// Bytes in the unit that people read.
+pub(crate) fn bytes(n: u64) -> String {
+    match n {
+        0..10_000 => format!("{n} B"),
+        10_000..10_000_000 => format!("{:.1} kB", n as f64 / 1e3),
+        10_000_000..10_000_000_000 => format!("{:.1} MB", n as f64 / 1e6),
+        _ => format!("{:.2} GB", n as f64 / 1e9),
+    }
+}
+
+/// A ratio in decibels; `equal` without noise.
+pub(crate) fn decibels(x: Option<f64>) -> String {
+    x.map_or("equal".to_owned(), |v| format!("{v:.1}"))
+}
+
+/// The result of a comparison as text; `layers` says how many of the worst layers are shown.
+pub(crate) fn check_text(check: &CheckReport, layers: usize) -> String {
+    let mut out = String::new();
+    let t = &check.task;
+    let _ = writeln!(
+        out,
+        "{} on {} samples: {:.4} → {:.4} ({})",
+        t.metric,
+        check.samples,
+        t.reference,
+        t.candidate,
+        drop_text(t.metric, t.drop)
+    );
+    if let Some((a, b)) = t.top5 {
+        let _ = writeln!(out, "top-5: {a:.4} → {b:.4}");
+    }
+    let mut rows = vec![
+        ["output", "agreement", "cosine", "SQNR dB", "KL", "max diff"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
+    for o in &check.outputs {
+        let share =
+            |x: Option<f64>, digits: usize| x.map_or("-".to_owned(), |v| format!("{v:.digits$}"));
+        rows.push(vec![
+            o.name.clone(),
+            share(o.agreement, 4),
+            format!("{:.6}", o.cosine),
+            decibels(o.sqnr_db),
+            o.kl.map_or("-".to_owned(), |v| format!("{v:.2e}")),
+            format!("{:.4}", o.max_abs_error),
+        ]);
+        if o.non_finite_mismatches > 0 {
+            rows.push(vec![format!(
+                "  {} values are NaN or infinite in one model only",
+                o.non_finite_mismatches
+            )]);
+        }
+    }
+    out.push_str(&table(&rows));
+    if !check.layers.is_empty() && layers > 0 {
+        let shown = check.layers.len().min(layers);
+        let _ = writeln!(
+            out,
+            "layers, worst first ({shown} of {}, on {} samples):",
+            check.layers.len(),
+            check.layer_samples
+        );
+        let mut rows = vec![["value", "SQNR dB", "cosine"].map(str::to_owned).to_vec()];
+        rows.extend(check.layers.iter().take(layers).map(|l| {
+            vec![
+                l.value.clone(),
+                decibels(l.sqnr_db),
+                format!("{:.6}", l.cosine),
+            ]
+        }));
+        out.push_str(&table(&rows));
+    }
+    out
+}
+
+/// What is lost, in words.
+pub(crate) fn drop_text(metric: &str, drop: f64) -> String {
+    let percent = drop * 100.0;
+    match metric {
+        "perplexity" => format!("{percent:+.2} % perplexity"),
+        _ if percent.abs() < 0.005 => "no change".to_owned(),
+        _ => format!("{:+.2} points", -percent),
+    }
+}
+
+/// The report of a quantization as text.
+pub(crate) fn report_text(report: &Report, reasons: &[(String, Vec<String>)]) -> String {
+    let mut out = String::new();
+    let s = &report.size;
+    let _ = writeln!(
+        out,
+        "size        {} → {} ({:.1} %){}",
+        bytes(s.before_bytes),
+        bytes(s.after_bytes),
+        100.0 * s.after_bytes as f64 / s.before_bytes.max(1) as f64,
+        s.effective_bits.map_or(String::new(), |b| format!(
+            ", {b:.2} bits a quantized weight"
+        ))
+    );
+    if !reasons.is_empty() {
+        let _ = writeln!(out, "not in integers, and why:");
+        for (reason, nodes) in reasons {
+            let shown = nodes.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
+            let more = nodes.len().saturating_sub(3);
+            let more = if more > 0 {
+                format!(" and {more} more")
+            } else {
+                String::new()
+            };
+            let _ = writeln!(out, "  {reason}: {shown}{more}");
+        }
+    }
+    for note in &report.notes {
+        let _ = writeln!(out, "note: {note}");
+    }
+    for s in report
+        .skips
+        .iter()
+        .filter(|s| s.pass.starts_with("quantize"))
+    {
+        let _ = writeln!(out, "left: {}: {} ({})", s.subject, s.reason, s.pass);
+    }
+    if let Some(check) = &report.check {
+        out.push_str(&check_text(check, 5));
+    }
+    out
+}

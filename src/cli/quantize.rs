@@ -1,0 +1,278 @@
+//! `onnx-quant quantize`.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use onnx_quant::ir::save::{self, ExternalData};
+use onnx_quant::numerics::format::{Base, Format, Granularity, Scheme};
+use onnx_quant::numerics::observer::Calibrator;
+use onnx_quant::passes::plan::PrecisionPlan;
+use onnx_quant::passes::settings::{QuantSettings, Selection};
+use onnx_quant::pipeline::Watch;
+use onnx_quant::quantize::{Job, Quantized, quantize};
+use onnx_quant::report;
+
+use super::{Global, Outcome, check_output, engine, output};
+
+/// The options of `quantize`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  onnx-quant quantize model.onnx -o model.int8.onnx                       weights only, no data needed
+  onnx-quant quantize model.onnx --calib calib.npz -o model.int8.onnx     weights and activations
+  onnx-quant quantize model.onnx --calib calib.npz --eval eval.npz --labels labels.npy --max-drop 1% -o model.int8.onnx
+  onnx-quant quantize model.onnx --calib calib.npz --exclude 'head.*' --exclude Softmax -o model.int8.onnx
+
+Data: .npz with one array for each input (samples on axis 0), .npy for a single input, a folder of either, or ONNX
+test_data_set_* folders. A budget: with labels the drop of top-1 (1% is one point) or the relative rise of perplexity;
+without labels the share of disagreement with the float model. If it is exceeded nothing is written and the exit code
+is 1, unless --force.")]
+pub(crate) struct Args {
+    /// The float model
+    model: PathBuf,
+    /// Where the quantized model goes
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    /// Calibration data; without it only weights are quantized
+    #[arg(long, value_name = "DATA")]
+    calib: Option<PathBuf>,
+    /// Evaluation data: both models are run on it and compared
+    #[arg(long, value_name = "DATA")]
+    eval: Option<PathBuf>,
+    /// Labels of the evaluation data (.npy): classes [N], or target ids [N, T]
+    #[arg(long, value_name = "FILE")]
+    labels: Option<PathBuf>,
+    /// The largest drop that is allowed, `1%` or `0.01`
+    #[arg(long, value_name = "DROP", value_parser = parse_share)]
+    max_drop: Option<f64>,
+    /// Write the model even if the budget is exceeded
+    #[arg(long)]
+    force: bool,
+    /// Write the whole report as JSON
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// Format of the weights: int8 or uint8, with :tensor or :channel
+    #[arg(long, value_name = "FORMAT", default_value = "int8:channel", value_parser = parse_weights)]
+    weights: Format,
+    /// Format of the activations: uint8, int8 or none
+    #[arg(long, value_name = "FORMAT|none", default_value = "uint8", value_parser = parse_activations)]
+    activations: ActivationFormat,
+    /// Zero points of the weights: symmetric or asymmetric
+    #[arg(long, value_name = "SCHEME", default_value = "symmetric")]
+    weight_scheme: Scheme,
+    /// Zero points of the activations: symmetric or asymmetric
+    #[arg(long, value_name = "SCHEME", default_value = "asymmetric")]
+    activation_scheme: Scheme,
+    /// How ranges are chosen: minmax, percentile:99.99, kl or mse
+    #[arg(long, value_name = "METHOD", default_value = "minmax")]
+    calibrator: Calibrator,
+    /// Least signal-to-noise ratio (dB) of a quantized activation; a layer below keeps its activation in float
+    #[arg(long, value_name = "DB", default_value_t = QuantSettings::default().min_activation_sqnr)]
+    min_activation_sqnr: f64,
+    /// Quantize only these nodes: glob over names, or operator type (repeatable)
+    #[arg(long, value_name = "PATTERN")]
+    include: Vec<String>,
+    /// Never quantize these nodes: glob over names, or operator type (repeatable)
+    #[arg(long, value_name = "PATTERN")]
+    exclude: Vec<String>,
+    /// Use 7 bits, for x86 kernels without VNNI, which saturate with 8
+    #[arg(long)]
+    reduce_range: bool,
+    /// Keep an input that has a default value an input (repeatable) [default: such inputs become constants]
+    #[arg(long, value_name = "NAME")]
+    keep_input: Vec<String>,
+    /// Put weights of 1 kB and more into FILE.data beside the model
+    #[arg(long)]
+    external_data: bool,
+    /// Print the model before this pass (repeatable)
+    #[arg(long, value_name = "PASS", help_heading = "Debugging")]
+    dump_before: Vec<String>,
+    /// Print the model after this pass (repeatable)
+    #[arg(long, value_name = "PASS", help_heading = "Debugging")]
+    dump_after: Vec<String>,
+    /// Print how long each pass took
+    #[arg(long, help_heading = "Debugging")]
+    time_passes: bool,
+    /// Check the model after every pass
+    #[arg(long, help_heading = "Debugging")]
+    verify_each: bool,
+    /// Stop after N passes of each stage
+    #[arg(long, value_name = "N", help_heading = "Debugging")]
+    pass_limit: Option<usize>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct ActivationFormat(Option<Format>);
+
+/// The formats that are offered for now.
+fn offered(format: Format) -> Result<Format, String> {
+    match format.base {
+        Base::Int8 | Base::Uint8 => Ok(format),
+        _ => Err(format!("`{format}` is not offered yet: use int8 or uint8")),
+    }
+}
+
+fn parse_weights(text: &str) -> Result<Format, String> {
+    text.parse::<Format>()
+        .map_err(|e| e.to_string())
+        .and_then(offered)
+}
+
+fn parse_activations(text: &str) -> Result<ActivationFormat, String> {
+    if text == "none" {
+        return Ok(ActivationFormat(None));
+    }
+    let format = parse_weights(text)?;
+    if format.granularity == Some(Granularity::Channel) {
+        return Err(
+            "activations have one scale for the tensor: no runtime fuses activations with a scale for each channel"
+                .to_owned(),
+        );
+    }
+    Ok(ActivationFormat(Some(format)))
+}
+
+/// Reads `1%` or `0.01`.
+pub(crate) fn parse_share(text: &str) -> Result<f64, String> {
+    let (number, divisor) = match text.trim().strip_suffix('%') {
+        Some(n) => (n.trim(), 100.0),
+        None => (text.trim(), 1.0),
+    };
+    match number.parse::<f64>() {
+        Ok(x) if x.is_finite() && x >= 0.0 && x / divisor <= 1.0 => Ok(x / divisor),
+        _ => Err("give a share between 0 and 1, or between 0% and 100%".to_owned()),
+    }
+}
+
+impl Args {
+    fn job(&self) -> Job {
+        Job {
+            model: self.model.clone(),
+            calibration: self.calib.clone(),
+            evaluation: self.eval.clone(),
+            labels: self.labels.clone(),
+            max_drop: self.max_drop,
+            settings: QuantSettings {
+                weights: Some(self.weights),
+                activations: self.activations.0,
+                weight_scheme: self.weight_scheme,
+                activation_scheme: self.activation_scheme,
+                reduce_range: self.reduce_range,
+                calibrator: self.calibrator,
+                min_activation_sqnr: self.min_activation_sqnr,
+                selection: Selection {
+                    include: self.include.clone(),
+                    exclude: self.exclude.clone(),
+                },
+            },
+            watch: Watch {
+                dump_before: self.dump_before.clone(),
+                dump_after: self.dump_after.clone(),
+                verify_each: self.verify_each,
+                pass_limit: self.pass_limit,
+            },
+            keep_inputs: self.keep_input.clone(),
+            external: if self.external_data {
+                ExternalData::Above(1024)
+            } else {
+                ExternalData::Auto
+            },
+        }
+    }
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
+    let given = [
+        Some(&args.model),
+        args.calib.as_ref(),
+        args.eval.as_ref(),
+        args.labels.as_ref(),
+    ];
+    let inputs: Vec<&PathBuf> = given.into_iter().flatten().collect();
+    if !args.model.exists() {
+        bail!("{} does not exist", args.model.display());
+    }
+    check_output(&args.output, &inputs)?;
+    if let Some(report) = &args.report {
+        check_output(report, &inputs)?;
+        if *report == args.output {
+            bail!("--report and --output are the same file");
+        }
+    }
+    let job = args.job();
+    let mut say = |line: String| {
+        if !global.json {
+            eprintln!("{line}");
+        }
+    };
+    let mut done = quantize(&job, &engine(), &mut say)?;
+    let holds = done.budget_holds();
+    if holds || args.force {
+        let written = save::save(&done.model, &args.output, job.external).with_context(|| {
+            format!(
+                "the quantized model was not written to {}",
+                args.output.display()
+            )
+        })?;
+        done.report.output = Some(args.output.display().to_string());
+        done.report.size.after_bytes = written.model_bytes + written.external.map_or(0, |(_, n)| n);
+    } else {
+        done.report.not_written = Some(
+            "the budget of --max-drop is exceeded (--force writes it all the same)".to_owned(),
+        );
+    }
+    if let Some(path) = &args.report {
+        let text = serde_json::to_string_pretty(&done.report)?;
+        save::write_atomically(path, |f| f.write_all(text.as_bytes()))?;
+    }
+    show(&done, args, global)?;
+    Ok(if holds {
+        Outcome::Done
+    } else {
+        Outcome::CheckFailed
+    })
+}
+
+fn show(done: &Quantized, args: &Args, global: &Global) -> anyhow::Result<()> {
+    if args.time_passes {
+        for r in &done.run.records {
+            eprintln!("{:>9.1} ms  {}", r.elapsed.as_secs_f64() * 1e3, r.pass);
+        }
+    }
+    if global.json {
+        return output::json(&done.report);
+    }
+    let plan = done
+        .run
+        .cx
+        .get::<PrecisionPlan>()
+        .cloned()
+        .unwrap_or_default();
+    let mut text = output::report_text(&done.report, &report::float_reasons(&plan));
+    if let Some(b) = &done.report.budget {
+        let verdict = if b.held { "holds" } else { "EXCEEDED" };
+        text.push_str(&format!(
+            "budget      {verdict}: a drop of {:.2} % where {:.2} % is allowed\n",
+            b.drop * 100.0,
+            b.max_drop * 100.0
+        ));
+        if let (false, Some(check)) = (b.held, &done.report.check) {
+            let worst: Vec<&str> = check
+                .layers
+                .iter()
+                .take(5)
+                .map(|l| l.value.as_str())
+                .collect();
+            text.push_str(&format!(
+                "  the values that lose most: {}\n  try --calibrator mse, or --exclude the layers around them\n",
+                worst.join(", ")
+            ));
+        }
+    }
+    match (&done.report.output, &done.report.not_written) {
+        (Some(path), _) => text.push_str(&format!("written     {path}\n")),
+        (None, Some(why)) => text.push_str(&format!("not written: {why}\n")),
+        (None, None) => {}
+    }
+    output::print(&text)
+}

@@ -1,0 +1,239 @@
+//! The order of the passes, and how a run of them is watched.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use onnx_quant_ir::Model;
+use onnx_quant_ir::pass::{Manager, PassContext, PassRecord, Violation};
+use onnx_quant_ir::text::{self, Print};
+use onnx_quant_ir::verify;
+use onnx_quant_passes::registry;
+
+use crate::error::Error;
+
+/// The passes that bring a model into the form that quantization works on.
+pub const NORMALIZE: &[&str] = &[
+    "freeze_initializers",
+    "inline_functions",
+    "lift_constants",
+    "upgrade_opset",
+    "remove_identity",
+    "fold_constants",
+    "fold_batchnorm",
+    "drop_unused",
+];
+
+/// The passes that quantize, after calibration.
+pub const REWRITE: &[&str] = &[
+    "assign_precision",
+    "split_shared_weights",
+    "insert_qdq",
+    "share_qdq_parameters",
+    "quantize_weights",
+    "quantize_bias",
+    "remove_redundant_qdq",
+    "share_qdq_parameters",
+    "drop_unused",
+];
+
+/// How a run is watched.
+#[derive(Debug, Clone, Default)]
+pub struct Watch {
+    /// Passes before which the model is printed.
+    pub dump_before: Vec<String>,
+    /// Passes after which the model is printed.
+    pub dump_after: Vec<String>,
+    /// Check the model after each pass that changed it.
+    pub verify_each: bool,
+    /// Stop after this many passes.
+    pub pass_limit: Option<usize>,
+}
+
+/// A run of passes over one model: what they share, and what they did.
+#[derive(Default)]
+pub struct Run {
+    /// Data, skips and notes.
+    pub cx: PassContext,
+    /// What was done.
+    pub records: Vec<PassRecord>,
+    watch: Watch,
+}
+
+/// One pass of a pipeline, with its options.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// The pass.
+    pub pass: String,
+    /// Its options.
+    pub options: BTreeMap<String, String>,
+}
+
+impl Run {
+    /// A run that is watched.
+    ///
+    /// # Errors
+    /// A dump of a pass that does not exist.
+    pub fn new(watch: Watch) -> Result<Self, Error> {
+        for name in watch.dump_before.iter().chain(&watch.dump_after) {
+            find(name)?;
+        }
+        Ok(Self {
+            watch,
+            ..Self::default()
+        })
+    }
+
+    /// Runs passes by name.
+    ///
+    /// # Errors
+    /// The refusal of a pass.
+    pub fn passes(&mut self, names: &[&str], model: &mut Model) -> Result<(), Error> {
+        let steps: Vec<Step> = names
+            .iter()
+            .map(|n| Step {
+                pass: (*n).to_owned(),
+                options: BTreeMap::new(),
+            })
+            .collect();
+        self.steps(&steps, model)
+    }
+
+    /// Runs the steps of a pipeline.
+    ///
+    /// # Errors
+    /// An unknown pass, or the refusal of one.
+    pub fn steps(&mut self, steps: &[Step], model: &mut Model) -> Result<(), Error> {
+        let Self { cx, records, watch } = self;
+        let dump = |when: &'static str, names: &[String]| {
+            let names = names.to_vec();
+            move |pass: &str, model: &Model| {
+                if names.iter().any(|n| n == pass) {
+                    eprintln!("// {when} {pass}\n{}", text::print(model, Print::Summary));
+                }
+            }
+        };
+        let mut manager = Manager {
+            before: Some(Box::new(dump("before", &watch.dump_before))),
+            after: Some(Box::new(dump("after", &watch.dump_after))),
+            verifier: watch.verify_each.then_some(verify_for_pass as fn(&Model) -> _),
+            limit: watch.pass_limit,
+            records: std::mem::take(records),
+        };
+        let mut result = Ok(());
+        for step in steps {
+            result = find(&step.pass).and_then(|pass| {
+                manager
+                    .run(pass, step.options.clone(), model, cx)
+                    .map_err(Error::from)
+            });
+            if result.is_err() {
+                break;
+            }
+        }
+        *records = std::mem::take(&mut manager.records);
+        result.map(drop_changed)
+    }
+}
+
+fn drop_changed<T>(_: T) {}
+
+fn verify_for_pass(model: &Model) -> Result<(), Violation> {
+    verify::verify_for_pass(model)
+}
+
+fn find(name: &str) -> Result<&'static dyn onnx_quant_ir::pass::Pass, Error> {
+    registry::find(name).ok_or_else(|| {
+        let all = registry::all();
+        let near = all
+            .iter()
+            .map(|p| p.info().name)
+            .max_by(|a, b| {
+                strsim::jaro_winkler(a, name).total_cmp(&strsim::jaro_winkler(b, name))
+            })
+            .unwrap_or_default();
+        Error::usage(format!(
+            "there is no pass `{name}`; did you mean `{near}`? `onnx-quant passes` lists them"
+        ))
+    })
+}
+
+/// Reads a pipeline: `fold_constants,upgrade_opset{to=21}`. Options are separated by `;` or `,`.
+///
+/// # Errors
+/// What cannot be read, and passes that do not exist.
+pub fn parse(text: &str) -> Result<Vec<Step>, Error> {
+    let mut steps = Vec::new();
+    let mut rest = text.trim();
+    while !rest.is_empty() {
+        let end = rest.find([',', '{']).unwrap_or(rest.len());
+        let name = rest[..end].trim();
+        find(name)?;
+        let mut options = BTreeMap::new();
+        rest = &rest[end..];
+        if let Some(inner) = rest.strip_prefix('{') {
+            let close = inner
+                .find('}')
+                .ok_or_else(|| Error::usage(format!("pipeline: `{{` after `{name}` is not closed")))?;
+            for pair in inner[..close].split([';', ',']).filter(|p| !p.trim().is_empty()) {
+                let (key, value) = pair.split_once('=').ok_or_else(|| {
+                    Error::usage(format!("pipeline: option `{pair}` of `{name}` is not KEY=VALUE"))
+                })?;
+                options.insert(key.trim().to_owned(), value.trim().to_owned());
+            }
+            rest = inner[close + 1..].trim_start();
+            if !rest.is_empty() && !rest.starts_with(',') {
+                return Err(Error::usage(format!("pipeline: `,` is missing before `{rest}`")));
+            }
+        }
+        rest = rest.strip_prefix(',').unwrap_or(rest).trim_start();
+        steps.push(Step {
+            pass: name.to_owned(),
+            options,
+        });
+    }
+    Ok(steps)
+}
+
+/// Why a model counts as quantized already, where it does.
+pub fn already_quantized(model: &Model) -> Option<String> {
+    let is_quantized = |op: &str| {
+        matches!(
+            op,
+            "QuantizeLinear"
+                | "DequantizeLinear"
+                | "DynamicQuantizeLinear"
+                | "ConvInteger"
+                | "MatMulInteger"
+                | "MatMulNBits"
+                | "QGemm"
+                | "QAttention"
+        ) || op.starts_with("QLinear")
+    };
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    for node in model.all_nodes() {
+        let op = model.node(node).op_type();
+        if is_quantized(op) {
+            *counts.entry(op.to_owned()).or_default() += 1;
+        }
+    }
+    if counts.is_empty() {
+        return None;
+    }
+    let list: Vec<String> = counts.iter().map(|(op, n)| format!("{n} {op}")).collect();
+    Some(list.join(", "))
+}
+
+/// Refuses a model that is quantized already, and says what can be done.
+///
+/// # Errors
+/// Always where the model holds quantized operators.
+pub fn refuse_quantized(model: &Model, path: &Path) -> Result<(), Error> {
+    match already_quantized(model) {
+        None => Ok(()),
+        Some(found) => Err(Error::usage(format!(
+            "{} is already quantized ({found}); quantize the float model it was made from. \
+             `onnx-quant inspect` shows how it is quantized, `onnx-quant check` compares it with the float model",
+            path.display()
+        ))),
+    }
+}
