@@ -12,8 +12,8 @@ use onnx_quant_passes::calibration::Calibration;
 use rayon::prelude::*;
 
 use crate::data::{Batch, DataSet};
-use crate::engine::SessionCache;
 use crate::error::Error;
+use crate::prepared::Prepared;
 use crate::progress;
 
 /// Samples that are run at once on one thread where the model's batch is free.
@@ -29,11 +29,11 @@ pub const BATCH: usize = 8;
 /// Data that does not fit, or a model that the engine cannot run.
 pub fn calibrate(
     model: &Model,
-    engine: Arc<dyn Engine>,
+    engine: &Arc<dyn Engine>,
     data: &DataSet,
     wanted: &[String],
 ) -> Result<Calibration, Error> {
-    let cache = SessionCache::new(engine, model.clone(), wanted.to_vec());
+    let prepared = Prepared::new(engine, model, wanted.to_vec());
     let bar = progress::bar("calibrate", data.len());
     let mut all = vec![Histogram::new(); wanted.len()];
     let mut samples = 0;
@@ -45,7 +45,7 @@ pub fn calibrate(
             .collect();
         let parts = full
             .par_chunks(full.len().div_ceil(rayon::current_num_threads()).max(1))
-            .map(|batches| observe(&cache, data, batches, wanted.len()))
+            .map(|batches| observe(&prepared, data, batches, wanted.len()))
             .collect::<Result<Vec<_>, Error>>()?;
         for part in parts {
             for (mine, theirs) in all.iter_mut().zip(&part) {
@@ -63,16 +63,15 @@ pub fn calibrate(
 }
 
 fn observe(
-    cache: &SessionCache,
+    prepared: &Prepared,
     data: &DataSet,
     batches: &[&Batch],
     values: usize,
 ) -> Result<Vec<Histogram>, Error> {
     let mut part = vec![Histogram::new(); values];
     for batch in batches {
-        let session = cache.session(&data.shapes_of(batch))?;
         let mut observer = |seen: Observed<'_>| part[seen.index].observe(seen.data);
-        session.run(&batch.tensors, Some(&mut observer))?;
+        prepared.run(data, batch, Some(&mut observer))?;
     }
     Ok(part)
 }

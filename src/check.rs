@@ -12,8 +12,8 @@ use serde::Serialize;
 
 use crate::calibrate::windows;
 use crate::data::{Batch, DataSet, Labels};
-use crate::engine::SessionCache;
 use crate::error::Error;
+use crate::prepared::Prepared;
 use crate::progress;
 
 /// Samples on which layers are compared: enough for a ranking, and few enough to keep the check quick.
@@ -103,9 +103,8 @@ enum Labelled {
 
 /// A comparison that is set up: both models prepared, outputs and layers paired.
 pub struct Checker<'a> {
-    reference: SessionCache,
-    candidate: SessionCache,
-    quick: [SessionCache; 2],
+    watched: [Prepared; 2],
+    quick: [Prepared; 2],
     data: &'a DataSet,
     labels: Option<&'a Labels>,
     names: Vec<String>,
@@ -143,13 +142,10 @@ impl<'a> Checker<'a> {
             .map(|(i, n)| others.iter().position(|o| o == n).unwrap_or(i))
             .collect();
         let (layers, observed): (Vec<_>, Vec<_>) = paired_layers(reference, candidate).into_iter().unzip();
-        let cache = |m: &Model, observe: &[String]| {
-            SessionCache::new(Arc::clone(engine), m.clone(), observe.to_vec())
-        };
+        let prepare = |m: &Model, observe: Vec<String>| Prepared::new(engine, m, observe);
         Ok(Self {
-            reference: cache(reference, &layers),
-            candidate: cache(candidate, &observed),
-            quick: [cache(reference, &[]), cache(candidate, &[])],
+            watched: [prepare(reference, layers.clone()), prepare(candidate, observed)],
+            quick: [prepare(reference, Vec::new()), prepare(candidate, Vec::new())],
             data,
             labels,
             names,
@@ -187,30 +183,25 @@ impl<'a> Checker<'a> {
     }
 
     fn batch(&self, batch: &Batch) -> Result<Sums, Error> {
-        let shapes = self.data.shapes_of(batch);
         let watch = batch.first_sample < LAYER_SAMPLES && !self.layers.is_empty();
-        let caches = if watch {
-            [&self.reference, &self.candidate]
+        let [reference, candidate] = if watch {
+            &self.watched
         } else {
-            [&self.quick[0], &self.quick[1]]
+            &self.quick
         };
         let mut layers = vec![Compare::default(); self.layers.len()];
         let mut kept: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
         let mut keep = |seen: Observed<'_>| {
             kept.insert(seen.index, seen.data.to_vec());
         };
-        let reference = caches[0]
-            .session(&shapes)?
-            .run(&batch.tensors, watch.then_some(&mut keep))?;
+        let reference = reference.run(self.data, batch, watch.then_some(&mut keep))?;
         let mut compare = |seen: Observed<'_>| {
             if let Some(r) = kept.remove(&seen.index) {
                 // Values of different size are different values under one name: they are not compared.
                 let _ = layers[seen.index].add(&r, seen.data);
             }
         };
-        let candidate = caches[1]
-            .session(&shapes)?
-            .run(&batch.tensors, watch.then_some(&mut compare))?;
+        let candidate = candidate.run(self.data, batch, watch.then_some(&mut compare))?;
         let labels = self
             .labels
             .map(|l| l.range(batch.first_sample, batch.samples));

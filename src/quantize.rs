@@ -174,7 +174,7 @@ fn gather(
     let data = DataSet::open(path, &Signature::of(model)?)?;
     notes.extend(data.notes());
     let wanted = wanted_statistics(model, settings).map_err(Error::Usage)?;
-    let calibration = calibrate::calibrate(model, Arc::clone(engine), &data, &wanted)?;
+    let calibration = calibrate::calibrate(model, engine, &data, &wanted)?;
     let samples = calibration.samples;
     if samples < data.len() {
         notes.push(format!(
