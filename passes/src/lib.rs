@@ -4,17 +4,23 @@
 
 pub mod assign_precision;
 pub mod calibration;
+pub mod drop_unused;
 pub mod eval;
+pub mod freeze_initializers;
 pub mod infer;
 pub mod insert_qdq;
+pub mod lift_constants;
 pub mod ops;
 pub mod plan;
 pub mod qdq;
 pub mod quantize_bias;
 pub mod quantize_weights;
 pub mod registry;
+pub mod remove_identity;
 pub mod remove_redundant_qdq;
 pub mod settings;
 pub mod share_qdq_parameters;
 pub mod specialize;
 pub mod split_shared_weights;
+#[cfg(test)]
+mod testing;

@@ -5,6 +5,10 @@ use onnx_quant_ir::pass::Pass;
 /// Every pass.
 pub fn all() -> Vec<&'static dyn Pass> {
     vec![
+        &crate::freeze_initializers::FreezeInitializers,
+        &crate::lift_constants::LiftConstants,
+        &crate::remove_identity::RemoveIdentity,
+        &crate::drop_unused::DropUnused,
         &crate::assign_precision::AssignPrecision,
         &crate::split_shared_weights::SplitSharedWeights,
         &crate::insert_qdq::InsertQdq,
