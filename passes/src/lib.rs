@@ -6,6 +6,7 @@ pub mod assign_precision;
 pub mod calibration;
 pub mod drop_unused;
 pub mod eval;
+pub mod fold_batchnorm;
 pub mod freeze_initializers;
 pub mod infer;
 pub mod insert_qdq;

@@ -8,6 +8,7 @@ pub fn all() -> Vec<&'static dyn Pass> {
         &crate::freeze_initializers::FreezeInitializers,
         &crate::lift_constants::LiftConstants,
         &crate::remove_identity::RemoveIdentity,
+        &crate::fold_batchnorm::FoldBatchnorm,
         &crate::drop_unused::DropUnused,
         &crate::assign_precision::AssignPrecision,
         &crate::split_shared_weights::SplitSharedWeights,
