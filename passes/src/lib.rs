@@ -25,3 +25,4 @@ pub mod specialize;
 pub mod split_shared_weights;
 #[cfg(test)]
 mod testing;
+pub mod upgrade_opset;

@@ -7,6 +7,7 @@ pub fn all() -> Vec<&'static dyn Pass> {
     vec![
         &crate::freeze_initializers::FreezeInitializers,
         &crate::lift_constants::LiftConstants,
+        &crate::upgrade_opset::UpgradeOpset,
         &crate::remove_identity::RemoveIdentity,
         &crate::fold_batchnorm::FoldBatchnorm,
         &crate::drop_unused::DropUnused,
