@@ -12,7 +12,9 @@
 //! **Architecture invariant:** this crate knows no number format beyond the storage types of the standard, and no
 //! quantization algorithm.
 
+pub mod census;
 pub mod codec;
+pub mod diff;
 pub mod dtype;
 mod edit;
 pub mod engine;

@@ -7,6 +7,7 @@ use std::path::{Component, Path, PathBuf};
 use bytes::Bytes;
 use onnx_quant_proto::{Message, ModelProto, TensorProto, tensor_proto};
 
+use crate::census::census;
 use crate::codec::DecodeError;
 use crate::mmap;
 use crate::model::Model;
@@ -97,7 +98,7 @@ pub fn load_bytes(bytes: Bytes, path: &Path) -> Result<Model, LoadError> {
     if bytes.is_empty() {
         return Err(LoadError::Empty { path });
     }
-    let mut proto = match ModelProto::decode(bytes) {
+    let mut proto = match ModelProto::decode(bytes.clone()) {
         Ok(p) => p,
         Err(source) => return Err(LoadError::Wire { path, source }),
     };
@@ -125,6 +126,7 @@ pub fn load_bytes(bytes: Bytes, path: &Path) -> Result<Model, LoadError> {
         Err(source) => return Err(LoadError::Model { path, source }),
     };
     model.path = Some(path.clone());
+    model.unknown_fields = census(&bytes);
     for id in model.all_values() {
         let v = model.value(id);
         let Some(t) = &v.init else { continue };

@@ -14,6 +14,7 @@ use petgraph::Direction;
 use petgraph::stable_graph::{NodeIndex, StableDiGraph};
 use petgraph::visit::EdgeRef;
 
+use crate::census::UnknownField;
 use crate::dtype::{DataType, DataTypeExt};
 use crate::node::Node;
 use crate::tensor::Tensor;
@@ -153,6 +154,10 @@ pub struct Model {
     pub(crate) graphs: BTreeMap<GraphId, Graph>,
     /// The file that the model was read from.
     pub path: Option<PathBuf>,
+    /// Fields of the file that the schema does not have: they are not in the model.
+    pub unknown_fields: Vec<UnknownField>,
+    /// Lets the model be saved although fields of its file would be lost.
+    pub allow_field_loss: bool,
 }
 
 impl Model {

@@ -48,6 +48,16 @@ pub enum SaveError {
         /// What is wrong.
         source: TensorError,
     },
+    /// The model's file has fields that are not in the model and would be lost.
+    #[error(
+        "the model's file has {count} fields that this program does not know and would lose, the first is field {first}"
+    )]
+    FieldLoss {
+        /// How many.
+        count: usize,
+        /// Path and number of the first.
+        first: String,
+    },
 }
 
 /// What was written.
@@ -87,8 +97,19 @@ pub fn inlined(model: &Model) -> Result<ModelProto, SaveError> {
 /// Writes a model, with all or none of its files appearing. The nodes are put in order first.
 ///
 /// # Errors
-/// What the file system says, with the path; a cyclic graph.
+/// What the file system says, with the path; a cyclic graph; fields that would be lost, unless
+/// [`Model::allow_field_loss`] is set.
 pub fn save(model: &Model, path: &Path, external: ExternalData) -> Result<Written, SaveError> {
+    if let Some(first) = model
+        .unknown_fields
+        .first()
+        .filter(|_| !model.allow_field_loss)
+    {
+        return Err(SaveError::FieldLoss {
+            count: model.unknown_fields.iter().map(|f| f.count).sum(),
+            first: first.to_string(),
+        });
+    }
     let mut model = model.clone();
     model.sort()?;
     let threshold = match external {

@@ -96,6 +96,11 @@ pub fn print_node(model: &Model, node: crate::NodeId) -> String {
     print::node(&model.encode_node(node), quant_type(model, node))
 }
 
+/// A type as the text form writes it: `float[N,3]`, `seq(int64)` …
+pub fn print_type(ty: &onnx_quant_proto::TypeProto) -> String {
+    types::print(ty)
+}
+
 /// Reads a model from its text.
 ///
 /// # Errors
