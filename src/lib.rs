@@ -1,2 +1,3 @@
 //! placeholder
 pub mod data;
+pub mod engine;

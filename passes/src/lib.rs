@@ -11,6 +11,7 @@ pub mod freeze_initializers;
 pub mod infer;
 pub mod insert_qdq;
 pub mod lift_constants;
+pub mod lower_qdq;
 pub mod ops;
 pub mod plan;
 pub mod qdq;

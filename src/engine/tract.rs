@@ -1,0 +1,82 @@
+//! The default runtime: tract, with operators of our own for quantization and for watching values.
+//!
+//! A model is copied (its weights are shared), made concrete for the shapes of the feed, lowered, and handed to tract
+//! in memory; see [`lower`] for what is changed. Watched values are handed out by an identity operator that stands
+//! right behind each of them, so that the model around it is still optimized.
+
+mod convert;
+mod fault;
+mod lower;
+mod ops;
+mod session;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use onnx_quant_ir::Model;
+use onnx_quant_ir::engine::{Engine, EngineError, Request, Session};
+use onnx_quant_proto::Message;
+use tract_onnx::prelude::{Framework, InferenceModelExt};
+use tract_onnx::tract_hir::internal::{SimplePlan, TractResult};
+
+use lower::Lowered;
+use session::TractSession;
+
+/// How errors name the runtime.
+const NAME: &str = "tract";
+
+/// The tract runtime.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct TractEngine;
+
+impl Engine for TractEngine {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn prepare(&self, model: &Model, request: &Request) -> Result<Arc<dyn Session>, EngineError> {
+        let framework = ops::framework();
+        let lowered = lower::lower(model, request)?;
+        fault::refuse(&lowered.model, &|op| {
+            framework.op_register.0.contains_key(op)
+        })?;
+        let load = || -> TractResult<_> {
+            let bytes = lowered.proto.encode_to_vec();
+            let proto = tract_onnx::pb::ModelProto::decode(bytes::Bytes::from(bytes))?;
+            let mut inference = framework.model_for_proto_model(&proto)?;
+            drop(proto);
+            inference.analyse(false)?;
+            let watched = ops::constant_observations(&inference)?;
+            let plan = SimplePlan::new(inference.into_optimized()?)?;
+            Ok((plan, watched))
+        };
+        let (plan, watched) =
+            protect(load).map_err(|messages| fault::explain(&lowered.names, &messages))?;
+        let Lowered {
+            inputs,
+            outputs,
+            mut constants,
+            ..
+        } = lowered;
+        constants.extend(watched);
+        constants.sort_by_key(|c| c.index);
+        let session = TractSession::new(plan, request.clone(), inputs, outputs, constants)?;
+        Ok(Arc::new(session))
+    }
+}
+
+/// Runs a call into tract. A panic becomes an error; the messages of an error are given from the outside in.
+fn protect<T>(call: impl FnOnce() -> TractResult<T>) -> Result<T, Vec<String>> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(Ok(t)) => Ok(t),
+        Ok(Err(e)) => Err(e.chain().map(ToString::to_string).collect()),
+        Err(panic) => {
+            let text = panic
+                .downcast_ref::<String>()
+                .cloned()
+                .or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()))
+                .unwrap_or_else(|| "no message".to_owned());
+            Err(vec![format!("internal failure: {text}")])
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! Makes of a model what tract is given: a copy (weights shared) that is concrete for one feed.
+//!
+//! In order: inputs get the shapes of the feed; watched values are marked; the model is specialized; an `Observe`
+//! operator is put behind each watched value; Q/DQ are lowered; what tract lacks is written with what it has.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use onnx_quant_ir::dtype::DataTypeExt;
+use onnx_quant_ir::engine::{EngineError, Request};
+use onnx_quant_ir::pass::{Manager, Pass, PassContext};
+use onnx_quant_ir::{DataType, Model, NodeSpec, ValueId, save};
+use onnx_quant_passes::lower_qdq::{EXEC_DOMAIN, LowerQdq};
+use onnx_quant_proto::{
+    ModelProto, TensorShapeProto, TypeProto, tensor_shape_proto::Dimension,
+    tensor_shape_proto::dimension, type_proto,
+};
+
+use super::NAME;
+use super::ops::OBSERVE;
+
+mod rewrite;
+
+/// A watched value that is the same in every run.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct ConstantObservation {
+    pub(super) index: usize,
+    pub(super) dims: Vec<usize>,
+    pub(super) data: Vec<f32>,
+}
+
+/// What tract is given.
+pub(super) struct Lowered {
+    pub(super) model: Model,
+    pub(super) proto: ModelProto,
+    /// For each input of the lowered model its place in the feed.
+    pub(super) inputs: Vec<usize>,
+    /// For each output of the model its declared type.
+    pub(super) outputs: Vec<Option<DataType>>,
+    pub(super) constants: Vec<ConstantObservation>,
+    /// The node that stands behind each name in the lowered model.
+    pub(super) names: BTreeMap<String, NodeOrigin>,
+}
+
+/// How errors speak of a node of the lowered model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct NodeOrigin {
+    pub(super) op: String,
+    pub(super) key: String,
+}
+
+/// The failure of a step that is not one operator's fault.
+fn prepare(reason: impl ToString) -> EngineError {
+    EngineError::Prepare {
+        engine: NAME,
+        reason: reason.to_string(),
+    }
+}
+
+/// Lowers a model for one request.
+pub(super) fn lower(model: &Model, request: &Request) -> Result<Lowered, EngineError> {
+    let mut m = model.clone();
+    let declared = |&v: &ValueId| model.value(v).dtype();
+    let outputs = model.main().outputs.iter().map(declared).collect();
+    let inputs = bind_feed(&mut m, request)?;
+    let marked = mark_watched(&mut m, request)?;
+    specialize(&mut m, request)?;
+    let constants = insert_observers(&mut m, request, &marked)?;
+    run(&LowerQdq, &mut m, &mut PassContext::default())?;
+    rewrite::rewrite(&mut m)?;
+    m.sort().map_err(prepare)?;
+    let names = name_nodes(&mut m);
+    let mut proto = save::inlined(&m).map_err(prepare)?;
+    rewrite::raw_initializers(&m, &mut proto).map_err(prepare)?;
+    Ok(Lowered {
+        model: m,
+        proto,
+        inputs,
+        outputs,
+        constants,
+        names,
+    })
+}
+
+fn run(pass: &dyn Pass, model: &mut Model, cx: &mut PassContext) -> Result<(), EngineError> {
+    Manager::default()
+        .run(pass, BTreeMap::new(), model, cx)
+        .map(drop)
+        .map_err(prepare)
+}
+
+/// Folds everything that concrete shapes decide.
+fn specialize(_model: &mut Model, _request: &Request) -> Result<(), EngineError> {
+    Ok(())
+}
+
+/// Gives the inputs the types and shapes of the feed; an input with a default that is not fed becomes a constant.
+/// Returns for each remaining input its place in the feed.
+fn bind_feed(m: &mut Model, request: &Request) -> Result<Vec<usize>, EngineError> {
+    let mut places = Vec::new();
+    let known: Vec<String> = m
+        .main()
+        .inputs
+        .iter()
+        .map(|&v| m.value(v).name.clone())
+        .collect();
+    for (i, (name, ..)) in request.feed.iter().enumerate() {
+        if !known.contains(name) {
+            return Err(EngineError::Feed(format!(
+                "the model has no input `{name}`; its inputs are {}",
+                known.join(", ")
+            )));
+        }
+        if request.feed[..i].iter().any(|(other, ..)| other == name) {
+            return Err(EngineError::Feed(format!("input `{name}` is fed twice")));
+        }
+    }
+    for id in m.main().inputs.clone() {
+        let name = m.value(id).name.clone();
+        let Some(place) = request.feed.iter().position(|(n, ..)| *n == name) else {
+            if m.value(id).init.is_none() {
+                return Err(EngineError::Feed(format!("input `{name}` is not fed")));
+            }
+            m.remove_graph_input(id);
+            continue;
+        };
+        let (_, dtype, dims) = &request.feed[place];
+        check_input(m, id, *dtype, dims)?;
+        if m.value_mut(id).init.take().is_some() {
+            m.graph_mut(Model::MAIN).initializers.retain(|&v| v != id);
+        }
+        if let Some(info) = &mut m.value_mut(id).input_info {
+            info.r#type = Some(tensor_type(*dtype, dims));
+        }
+        places.push(place);
+    }
+    Ok(places)
+}
+
+fn check_input(m: &Model, id: ValueId, dtype: DataType, dims: &[usize]) -> Result<(), EngineError> {
+    let v = m.value(id);
+    let fail = |what: String| Err(EngineError::Feed(format!("input `{}` {what}", v.name)));
+    if let Some(declared) = v.dtype().filter(|&d| d != dtype) {
+        return fail(format!(
+            "is of type {}, not {}",
+            declared.short_name(),
+            dtype.short_name()
+        ));
+    }
+    let Some(shape) = v.shape().filter(|_| v.init.is_none()) else {
+        return Ok(());
+    };
+    let fits = shape.len() == dims.len()
+        && shape
+            .iter()
+            .zip(dims)
+            .all(|(s, &d)| s.is_none_or(|s| s < 0 || s as usize == d));
+    if !fits {
+        let text: Vec<String> = shape
+            .iter()
+            .map(|d| d.map_or("?".to_owned(), |d| d.to_string()))
+            .collect();
+        return fail(format!("has shape [{}], not {dims:?}", text.join(", ")));
+    }
+    Ok(())
+}
+
+fn tensor_type(dtype: DataType, dims: &[usize]) -> TypeProto {
+    let dim = dims
+        .iter()
+        .map(|&d| Dimension {
+            value: Some(dimension::Value::DimValue(d as i64)),
+            ..Dimension::default()
+        })
+        .collect();
+    TypeProto {
+        value: Some(type_proto::Value::TensorType(type_proto::Tensor {
+            elem_type: Some(dtype as i32),
+            shape: Some(TensorShapeProto { dim }),
+        })),
+        ..TypeProto::default()
+    }
+}
+
+/// Makes the watched values outputs, so that every pass keeps them; returns those that were none.
+fn mark_watched(m: &mut Model, request: &Request) -> Result<BTreeSet<String>, EngineError> {
+    let mut marked = BTreeSet::new();
+    let by_name: Vec<Option<ValueId>> = {
+        let values = m.values_by_name(Model::MAIN);
+        let find = |n: &String| values.get(n.as_str()).copied();
+        request.observe.iter().map(find).collect()
+    };
+    for (name, id) in request.observe.iter().zip(by_name) {
+        let id = id.ok_or_else(|| {
+            EngineError::Feed(format!(
+                "the model has no value `{name}` that could be watched"
+            ))
+        })?;
+        let v = m.value(id);
+        if !v.is_output() && !v.is_input() && !v.is_constant() {
+            let ty = v.ty().cloned();
+            m.make_graph_output(id, ty);
+            marked.insert(name.clone());
+        }
+    }
+    Ok(marked)
+}
+
+/// Puts an `Observe` behind every watched value that is computed, and reads those that are constant.
+fn insert_observers(
+    m: &mut Model,
+    request: &Request,
+    marked: &BTreeSet<String>,
+) -> Result<Vec<ConstantObservation>, EngineError> {
+    let mut constants = Vec::new();
+    let mut names = m.names();
+    let ids: BTreeMap<String, ValueId> = m
+        .values_by_name(Model::MAIN)
+        .into_iter()
+        .map(|(n, id)| (n.to_owned(), id))
+        .collect();
+    for (index, name) in request.observe.iter().enumerate() {
+        let id = *ids
+            .get(name)
+            .ok_or_else(|| prepare(format!("the watched value `{name}` was lost")))?;
+        if let Some(t) = m.constant(id) {
+            let data = t
+                .to_f32()
+                .or_else(|_| Ok(t.to_i64()?.into_iter().map(|x| x as f32).collect()))
+                .map_err(|e: onnx_quant_ir::TensorError| prepare(format!("`{name}`: {e}")))?;
+            constants.push(ConstantObservation {
+                index,
+                dims: t.dims().iter().map(|&d| d as usize).collect(),
+                data,
+            });
+            continue;
+        }
+        insert_observer(m, id, index, &names.fresh(&format!("{name}_watched")));
+    }
+    for name in marked {
+        if let Some(&id) = ids.get(name) {
+            m.remove_graph_output(id);
+            // A value that nothing uses is computed only where it is an output.
+            if m.is_unused(id) && !m.is_constant(id) {
+                m.make_graph_output(id, None);
+            }
+        }
+    }
+    Ok(constants)
+}
+
+fn insert_observer(m: &mut Model, id: ValueId, index: usize, name: &str) {
+    let raw = m.add_value(Model::MAIN, name);
+    if let Some((producer, slot)) = m.producer(id) {
+        m.set_output(producer, slot, Some(raw));
+    } else {
+        let info = m.value_mut(id).input_info.take();
+        m.value_mut(raw).input_info = info;
+        for slot in &mut m.graph_mut(Model::MAIN).inputs {
+            if *slot == id {
+                *slot = raw;
+            }
+        }
+    }
+    let spec = NodeSpec::new(OBSERVE)
+        .domain(EXEC_DOMAIN)
+        .name(name)
+        .attr_i("index", index as i64);
+    m.add_node(Model::MAIN, spec, &[Some(raw)], &[Some(id)]);
+}
+
+/// Gives every node a name of its own, which is how tract's errors speak of it.
+fn name_nodes(m: &mut Model) -> BTreeMap<String, NodeOrigin> {
+    let mut names = BTreeMap::new();
+    for id in m.all_nodes() {
+        let key = m.node_key(id);
+        let label = m.node_label(id);
+        let mut name = label.clone();
+        let mut i = 1;
+        while names.contains_key(&name) {
+            name = format!("{label}#{i}");
+            i += 1;
+        }
+        let node = m.node_mut(id);
+        node.proto.name = Some(name.clone());
+        let op = node.op_type().to_owned();
+        names.insert(name, NodeOrigin { op, key });
+    }
+    names
+}
