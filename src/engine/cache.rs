@@ -5,6 +5,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use onnx_quant_ir::Model;
 use onnx_quant_ir::engine::{Engine, EngineError, Request, Session};
 
+/// Bytes of weights that all sessions of a cache together may hold.
+const WEIGHT_BYTES: usize = 1 << 30;
+
 type Slot = Arc<OnceLock<Result<Arc<dyn Session>, EngineError>>>;
 
 /// Sessions of one model by [`Request`]; the least recently used is dropped when there are too many.
@@ -26,12 +29,16 @@ impl std::fmt::Debug for SessionCache {
 }
 
 impl SessionCache {
-    /// A cache that keeps up to `capacity` (at least one) prepared sessions.
+    /// A cache that keeps up to `capacity` prepared sessions, and fewer of a model whose weights (each session has
+    /// its own) would together take more than a gibibyte; always at least one.
     pub fn new(engine: Arc<dyn Engine>, model: Arc<Model>, capacity: usize) -> Self {
+        let values = model.all_values();
+        let weights = values.iter().filter_map(|&v| model.value(v).init.as_ref());
+        let bytes: usize = weights.filter_map(|t| t.byte_len().ok()).sum();
         Self {
             engine,
             model,
-            capacity: capacity.max(1),
+            capacity: capacity.min(WEIGHT_BYTES / bytes.max(1)).max(1),
             slots: Mutex::new(Vec::new()),
         }
     }

@@ -155,7 +155,10 @@ fn run(
         let first = registry::find(name).ok_or_else(|| format!("there is no pass `{name}`"))?;
         once(first, BTreeMap::new(), &mut model, &mut cx).map_err(|e| format!("before: {e}"))?;
     }
-    if let Some(f) = verify(&model).first().filter(|_| !case.says("verify", "no")) {
+    if let Some(f) = verify(&model)
+        .first()
+        .filter(|_| !case.says("verify", "no"))
+    {
         return Err(format!("the case is not valid: {f}"));
     }
     let before = text::print(&model, Print::Full);

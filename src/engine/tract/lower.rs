@@ -10,6 +10,7 @@ use onnx_quant_ir::engine::{EngineError, Request};
 use onnx_quant_ir::pass::{Manager, Pass, PassContext};
 use onnx_quant_ir::{DataType, Model, NodeSpec, ValueId, save};
 use onnx_quant_passes::lower_qdq::{EXEC_DOMAIN, LowerQdq};
+use onnx_quant_passes::specialize::{ConcreteInputs, Specialize};
 use onnx_quant_proto::{
     ModelProto, TensorShapeProto, TypeProto, tensor_shape_proto::Dimension,
     tensor_shape_proto::dimension, type_proto,
@@ -89,8 +90,12 @@ fn run(pass: &dyn Pass, model: &mut Model, cx: &mut PassContext) -> Result<(), E
 }
 
 /// Folds everything that concrete shapes decide.
-fn specialize(_model: &mut Model, _request: &Request) -> Result<(), EngineError> {
-    Ok(())
+fn specialize(model: &mut Model, request: &Request) -> Result<(), EngineError> {
+    let feed = request.feed.iter().cloned();
+    let shapes = feed.map(|(name, dtype, dims)| (name, (dtype, dims)));
+    let mut cx = PassContext::default();
+    cx.insert(ConcreteInputs::new(shapes.collect()));
+    run(&Specialize, model, &mut cx)
 }
 
 /// Gives the inputs the types and shapes of the feed; an input with a default that is not fed becomes a constant.
