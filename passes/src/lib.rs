@@ -9,6 +9,7 @@ pub mod eval;
 pub mod fold_batchnorm;
 pub mod freeze_initializers;
 pub mod infer;
+pub mod inline_functions;
 pub mod insert_qdq;
 pub mod lift_constants;
 pub mod lower_qdq;

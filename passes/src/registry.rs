@@ -6,6 +6,7 @@ use onnx_quant_ir::pass::Pass;
 pub fn all() -> Vec<&'static dyn Pass> {
     vec![
         &crate::freeze_initializers::FreezeInitializers,
+        &crate::inline_functions::InlineFunctions,
         &crate::lift_constants::LiftConstants,
         &crate::upgrade_opset::UpgradeOpset,
         &crate::remove_identity::RemoveIdentity,

@@ -182,6 +182,20 @@ fn check_known(model: &Model, opset: i64) -> Result<(), PassError> {
     Ok(())
 }
 
+/// Whether an operator of the standard's domain that was written for one opset means the same in another: nothing
+/// but compatible changes lies between, or none at all where the other is older.
+pub(crate) fn same_definition(op: &str, written: i64, read: i64) -> bool {
+    let known = schema::OPERATORS.binary_search_by_key(&op, |(name, _)| name);
+    let Ok(i) = known else { return false };
+    let at = |opset| schema::OPERATORS[i].1.iter().rfind(|&&v| v <= opset);
+    if written < read && read <= NEWEST_TARGET {
+        return written >= OLDEST_OPSET
+            && at(written).is_some()
+            && (written + 1..=read).all(|v| rules::action(op, v).is_none());
+    }
+    at(written).is_some() && at(written) == at(read)
+}
+
 /// The IR version that the standard published together with an opset.
 fn ir_version(opset: i64) -> i64 {
     match opset {
