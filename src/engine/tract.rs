@@ -9,18 +9,21 @@ mod fault;
 mod lower;
 mod ops;
 mod session;
+mod switched;
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-use onnx_quant_ir::Model;
 use onnx_quant_ir::engine::{Engine, EngineError, Request, Session};
+use onnx_quant_ir::{Model, Tensor};
 use onnx_quant_proto::Message;
 use tract_onnx::prelude::{Framework, InferenceModelExt};
 use tract_onnx::tract_hir::internal::{SimplePlan, TractResult};
 
 use lower::Lowered;
 use session::TractSession;
+use switched::SwitchedSession;
 
 /// How errors name the runtime.
 const NAME: &str = "tract";
@@ -35,34 +38,52 @@ impl Engine for TractEngine {
     }
 
     fn prepare(&self, model: &Model, request: &Request) -> Result<Arc<dyn Session>, EngineError> {
-        let framework = ops::framework();
-        let lowered = lower::lower(model, request)?;
-        fault::refuse(&lowered.model, &|op| {
-            framework.op_register.0.contains_key(op)
-        })?;
-        let load = || -> TractResult<_> {
-            let bytes = lowered.proto.encode_to_vec();
-            let proto = tract_onnx::pb::ModelProto::decode(bytes::Bytes::from(bytes))?;
-            let mut inference = framework.model_for_proto_model(&proto)?;
-            drop(proto);
-            inference.analyse(false)?;
-            let watched = ops::constant_observations(&inference)?;
-            let plan = SimplePlan::new(inference.into_optimized()?)?;
-            Ok((plan, watched))
-        };
-        let (plan, watched) =
-            protect(load).map_err(|messages| fault::explain(&lowered.names, &messages))?;
-        let Lowered {
-            inputs,
-            outputs,
-            mut constants,
-            ..
-        } = lowered;
-        constants.extend(watched);
-        constants.sort_by_key(|c| c.index);
-        let session = TractSession::new(plan, request.clone(), inputs, outputs, constants)?;
-        Ok(Arc::new(session))
+        let switches = switched::switches(model, request);
+        if switches.is_empty() {
+            return prepare_fixed(model, request, BTreeMap::new());
+        }
+        Ok(Arc::new(SwitchedSession {
+            model: model.clone(),
+            request: request.clone(),
+            switches,
+            slots: Mutex::default(),
+        }))
     }
+}
+
+/// Prepares a model for one request; `values` are inputs that every run feeds the same value.
+fn prepare_fixed(
+    model: &Model,
+    request: &Request,
+    values: BTreeMap<String, Tensor>,
+) -> Result<Arc<dyn Session>, EngineError> {
+    let framework = ops::framework();
+    let lowered = lower::lower(model, request, values)?;
+    fault::refuse(&lowered.model, &|op| {
+        framework.op_register.0.contains_key(op)
+    })?;
+    let load = || -> TractResult<_> {
+        let bytes = lowered.proto.encode_to_vec();
+        let proto = tract_onnx::pb::ModelProto::decode(bytes::Bytes::from(bytes))?;
+        let mut inference = framework.model_for_proto_model(&proto)?;
+        drop(proto);
+        inference.analyse(false)?;
+        let watched = ops::constant_observations(&inference)?;
+        let plan = SimplePlan::new(inference.into_optimized()?)?;
+        Ok((plan, watched))
+    };
+    let (plan, watched) =
+        protect(load).map_err(|messages| fault::explain(&lowered.names, &messages))?;
+    let Lowered {
+        inputs,
+        outputs,
+        mut constants,
+        ..
+    } = lowered;
+    constants.extend(watched);
+    constants.sort_by_key(|c| c.index);
+    let session = TractSession::new(plan, request.clone(), inputs, outputs, constants)?;
+    Ok(Arc::new(session))
 }
 
 /// Runs a call into tract. A panic becomes an error; the messages of an error are given from the outside in.

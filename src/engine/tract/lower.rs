@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use onnx_quant_ir::dtype::DataTypeExt;
 use onnx_quant_ir::engine::{EngineError, Request};
 use onnx_quant_ir::pass::{Manager, Pass, PassContext};
-use onnx_quant_ir::{DataType, Model, NodeSpec, ValueId, save};
+use onnx_quant_ir::{DataType, Model, NodeSpec, Tensor, ValueId, save};
 use onnx_quant_passes::lower_qdq::{EXEC_DOMAIN, LowerQdq};
 use onnx_quant_passes::specialize::{ConcreteInputs, Specialize};
 use onnx_quant_proto::{
@@ -57,14 +57,18 @@ fn prepare(reason: impl ToString) -> EngineError {
     }
 }
 
-/// Lowers a model for one request.
-pub(super) fn lower(model: &Model, request: &Request) -> Result<Lowered, EngineError> {
+/// Lowers a model for one request; `values` are inputs that every run feeds the same value.
+pub(super) fn lower(
+    model: &Model,
+    request: &Request,
+    values: BTreeMap<String, Tensor>,
+) -> Result<Lowered, EngineError> {
     let mut m = model.clone();
     let declared = |&v: &ValueId| model.value(v).dtype();
     let outputs = model.main().outputs.iter().map(declared).collect();
     let inputs = bind_feed(&mut m, request)?;
     let marked = mark_watched(&mut m, request)?;
-    specialize(&mut m, request)?;
+    specialize(&mut m, request, values)?;
     let constants = insert_observers(&mut m, request, &marked)?;
     run(&LowerQdq, &mut m, &mut PassContext::default())?;
     rewrite::rewrite(&mut m)?;
@@ -89,12 +93,19 @@ fn run(pass: &dyn Pass, model: &mut Model, cx: &mut PassContext) -> Result<(), E
         .map_err(prepare)
 }
 
-/// Folds everything that concrete shapes decide.
-fn specialize(model: &mut Model, request: &Request) -> Result<(), EngineError> {
+/// Folds everything that concrete shapes, and values where they are known, decide.
+fn specialize(
+    model: &mut Model,
+    request: &Request,
+    values: BTreeMap<String, Tensor>,
+) -> Result<(), EngineError> {
     let feed = request.feed.iter().cloned();
     let shapes = feed.map(|(name, dtype, dims)| (name, (dtype, dims)));
     let mut cx = PassContext::default();
-    cx.insert(ConcreteInputs::new(shapes.collect()));
+    cx.insert(ConcreteInputs {
+        shapes: shapes.collect(),
+        values,
+    });
     run(&Specialize, model, &mut cx)
 }
 
