@@ -11,7 +11,7 @@
 //! * **S08** operators of the standard that are known here have as many inputs and outputs as they may have.
 //! * **S09** every domain that a node uses is imported.
 //! * **S10** the data of an initializer fits its type and shape.
-//! * **S11** inputs and outputs are listed once, and say that they are inputs and outputs.
+//! * **S11** inputs are listed once, and inputs and outputs say that they are inputs and outputs.
 //! * **S12** the lists of a graph and the arena agree: nodes, initializers, subgraphs.
 //!
 //! *Types*:

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use onnx_quant_ir::census::census;
 use onnx_quant_ir::load::load_bytes;
+use onnx_quant_ir::proto::{GraphProto, Message, ModelProto};
 use onnx_quant_ir::save::to_bytes;
 use onnx_quant_ir::text::{self, Print};
 use onnx_quant_ir::verify::verify;
@@ -35,7 +36,8 @@ fn use_all(bytes: &[u8]) -> bool {
         return false;
     };
     let _ = verify(&model);
-    let _ = to_bytes(&model);
+    let back = to_bytes(&model);
+    assert_same(bytes, &back.expect("what loads can be written"));
     let full = text::print(&model, Print::Full);
     let _ = text::parse(&full);
     let _ = text::print(&model, Print::Summary);
@@ -43,6 +45,25 @@ fn use_all(bytes: &[u8]) -> bool {
     let _ = sorted.sort();
     let _ = onnx_quant_ir::diff::diff(&model, &sorted).to_string();
     true
+}
+
+/// What is loaded and saved is the same message, but for the order of declared types.
+fn assert_same(before: &[u8], after: &[u8]) {
+    let decode = |bytes| {
+        let mut m = ModelProto::decode(bytes).expect("it has been decoded before");
+        m.graph.iter_mut().for_each(sort_declarations);
+        m
+    };
+    assert_eq!(decode(before), decode(after));
+}
+
+fn sort_declarations(g: &mut GraphProto) {
+    g.value_info.sort_by(|a, b| a.name.cmp(&b.name));
+    for a in g.node.iter_mut().flat_map(|n| &mut n.attribute) {
+        a.g.iter_mut()
+            .chain(&mut a.graphs)
+            .for_each(sort_declarations);
+    }
 }
 
 #[test]

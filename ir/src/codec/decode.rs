@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use onnx_quant_proto::attribute_proto::AttributeType;
 use onnx_quant_proto::{GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
 
 use crate::model::{Edge, Graph, GraphId, Model, NodeId, Value, ValueId, Vertex};
@@ -52,6 +53,16 @@ pub enum DecodeError {
         what: &'static str,
         /// Path or name of the graph.
         graph: String,
+    },
+    /// An attribute holds graphs in a field that its type does not name, or two attributes of one name hold graphs.
+    #[error(
+        "attribute `{attribute}` of node `{node}` holds graphs in a way that its type does not allow"
+    )]
+    Graphs {
+        /// Label of the node.
+        node: String,
+        /// Name of the attribute.
+        attribute: String,
     },
     /// Subgraphs nest deeper than any real model's.
     #[error("subgraphs nest more than {0} levels deep")]
@@ -253,11 +264,26 @@ impl Decoder {
     }
 
     fn bodies(&mut self, node: NodeId) -> Result<(), DecodeError> {
-        let mut bodies = Vec::new();
+        let mut bodies: Vec<(String, GraphProto)> = Vec::new();
+        let mut wrong = None;
         for a in &mut self.model.node_mut(node).proto.attribute {
+            if a.g.is_none() && a.graphs.is_empty() {
+                continue;
+            }
             let name = a.name().to_owned();
+            let fits = match a.r#type() {
+                AttributeType::Graphs => a.g.is_none(),
+                _ => a.graphs.is_empty(),
+            };
+            if !fits || bodies.iter().any(|(n, _)| *n == name) {
+                wrong = Some(name.clone());
+            }
             bodies.extend(a.g.take().map(|g| (name.clone(), g)));
             bodies.extend(a.graphs.drain(..).map(|g| (name.clone(), g)));
+        }
+        if let Some(attribute) = wrong {
+            let node = self.model.node_label(node);
+            return Err(DecodeError::Graphs { node, attribute });
         }
         for (attr, g) in bodies {
             let id = self.graph(g, Some((node, attr.clone())))?;

@@ -121,7 +121,7 @@ fn lists(model: &Model, id: GraphId, g: &Graph, found: &mut Findings) {
                 let message = format!("the list of {list} names it, but it is none here");
                 found.add(rule, &value.name, message);
             }
-            if !seen.insert(v) {
+            if !seen.insert(v) && list != "outputs" {
                 found.add(
                     rule,
                     &value.name,
