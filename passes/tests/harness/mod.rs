@@ -1,5 +1,8 @@
 //! Reads case files, runs passes on them and checks what every pass promises.
 
+mod execute;
+
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,6 +21,11 @@ pub struct Case {
     /// The text, head included.
     pub text: String,
     head: Vec<(String, String)>,
+}
+
+thread_local! {
+    /// Cases that were run before and after an exact pass.
+    static EXECUTED: Cell<usize> = const { Cell::new(0) };
 }
 
 /// Puts data into the context of a pass.
@@ -101,7 +109,12 @@ pub fn run_all(prepare: Prepare<'_>, describe: Describe<'_>) {
             failures.push(format!("{}/{}: {failed}", pass.info().name, case.name));
         }
     }
-    eprintln!("{seen} cases");
+    let executed = EXECUTED.get();
+    eprintln!("{seen} cases, {executed} of exact passes executed");
+    assert!(
+        executed > 0,
+        "no case was executed: the evaluator runs none of them"
+    );
     assert!(
         failures.is_empty(),
         "{} failures:\n{}",
@@ -163,6 +176,8 @@ fn run(
     }
     let before = text::print(&model, Print::Full);
     let signature = names(&model);
+    let feeds = execute::feeds(&model).unwrap_or_default();
+    let outputs = execute::outputs(&model, &feeds);
     let changed = match once(pass, case.options(), &mut model, &mut cx) {
         Ok(changed) => changed,
         Err(RunError::Pass(e)) if case.says("expect", "error") => {
@@ -194,6 +209,14 @@ fn run(
             "the signature changed: {signature:?} → {:?}",
             names(&model)
         ));
+    }
+    if let Some(wanted) = outputs.filter(|_| pass.info().exact && changed == Changed::Yes) {
+        EXECUTED.set(EXECUTED.get() + 1);
+        match execute::outputs(&model, &feeds) {
+            Some(found) if found == wanted => {}
+            Some(_) => return Err("the pass claims to be exact, but an output differs".to_owned()),
+            None => return Err("the result of an exact pass cannot be run".to_owned()),
+        }
     }
     let text = shown(&model, changed, &cx) + &describe(pass.info().name, &cx);
     snapshot(pass, case, &text);
