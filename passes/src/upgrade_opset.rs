@@ -91,7 +91,7 @@ impl Pass for UpgradeOpset {
         for version in from + 1..=to {
             upgrade.step(version)?;
         }
-        model.set_opset("", to);
+        set_opset(model, to);
         let ir = ir_version(to);
         if model.header.ir_version() < ir {
             model.header.ir_version = Some(ir);
@@ -180,6 +180,16 @@ fn check_known(model: &Model, opset: i64) -> Result<(), PassError> {
         }
     }
     Ok(())
+}
+
+/// Imports the standard's operators in one version, under one of their two names.
+fn set_opset(model: &mut Model, to: i64) {
+    model.set_opset("", to);
+    let mut seen = false;
+    model.header.opset_import.retain(|o| {
+        let standard = matches!(o.domain(), "" | "ai.onnx");
+        !standard || !std::mem::replace(&mut seen, true)
+    });
 }
 
 /// Whether an operator of the standard's domain that was written for one opset means the same in another: nothing

@@ -272,3 +272,18 @@ fn bodies_are_upgraded_where_they_stand() {
     assert_eq!(m.graph(g).initializers.len(), 1);
     assert!(m.main().initializers.is_empty());
 }
+
+#[test]
+fn the_standard_is_imported_once() {
+    let (mut m, _) = one(9, NodeSpec::new("Relu"), &[]);
+    m.set_opset("my.ops", 1);
+    m.header
+        .opset_import
+        .push(onnx_quant_ir::proto::OperatorSetIdProto {
+            domain: Some("ai.onnx".to_owned()),
+            version: Some(9),
+        });
+    assert_eq!(run(&UpgradeOpset, &mut m).0, Changed::Yes);
+    let imports: Vec<_> = m.header.opset_import.iter().map(|o| o.version()).collect();
+    assert_eq!(imports, [21, 1]);
+}
