@@ -97,3 +97,24 @@ fn random_weights_stay_in_range_and_are_the_same_everywhere() {
             .all(|x| (4..=6).contains(x))
     );
 }
+
+#[test]
+fn data_that_was_not_loaded_stays_a_reference() {
+    let mut proto = parse("g () => () <float[2] W = {1, 2}> {}")
+        .unwrap()
+        .to_proto();
+    let entry = |k: &str, v: &str| onnx_quant_proto::StringStringEntryProto {
+        key: Some(k.to_owned()),
+        value: Some(v.to_owned()),
+    };
+    let t = &mut proto.graph.as_mut().unwrap().initializer[0];
+    t.raw_data = None;
+    t.data_location = Some(1);
+    t.external_data = vec![entry("location", "w.bin")];
+    let wanted = proto.clone();
+    let model = crate::Model::from_proto(proto).unwrap();
+    let full = print(&model, Print::Full);
+    assert_eq!(super::parse::model(&full).unwrap(), wanted);
+    assert!(print(&model, Print::Summary).contains("float[2] W = <data not loaded>"));
+    assert!(matches!(parse(&full), Err(TextError::Tensor { tensor, .. }) if tensor == "W"));
+}
