@@ -36,6 +36,8 @@ pub struct Options {
     pub defaults_are_constant: bool,
     /// Fill in the shapes of inner values that no rule knows from what the file declares.
     pub use_value_info: bool,
+    /// Leave constants unknown that another runtime may round differently (`Exp`, float sums, matrix products …).
+    pub exact: bool,
 }
 
 impl Default for Options {
@@ -45,6 +47,7 @@ impl Default for Options {
             values: BTreeMap::new(),
             defaults_are_constant: false,
             use_value_info: true,
+            exact: true,
         }
     }
 }
@@ -221,6 +224,12 @@ impl Inference<'_> {
 
     /// The outputs of an operator whose inputs are all constants.
     fn evaluated(&self, node: &Node, inputs: &[Option<Fact>]) -> Option<Vec<Tensor>> {
+        if self.options.exact && eval::rounds_freely(node.op_type()) {
+            let float = |f: &Fact| f.dtype.is_none_or(DataType::is_float);
+            if inputs.first().is_none_or(|f| f.as_ref().is_none_or(float)) {
+                return None;
+            }
+        }
         let mut given = Vec::with_capacity(inputs.len());
         let mut bytes = 0usize;
         for slot in inputs {

@@ -7,6 +7,7 @@ pub mod calibration;
 pub mod drop_unused;
 pub mod eval;
 pub mod fold_batchnorm;
+pub mod fold_constants;
 pub mod freeze_initializers;
 pub mod infer;
 pub mod inline_functions;
@@ -25,6 +26,4 @@ pub mod settings;
 pub mod share_qdq_parameters;
 pub mod specialize;
 pub mod split_shared_weights;
-#[cfg(test)]
-mod testing;
 pub mod upgrade_opset;

@@ -9,6 +9,7 @@ pub fn all() -> Vec<&'static dyn Pass> {
         &crate::inline_functions::InlineFunctions,
         &crate::lift_constants::LiftConstants,
         &crate::upgrade_opset::UpgradeOpset,
+        &crate::fold_constants::FoldConstants,
         &crate::remove_identity::RemoveIdentity,
         &crate::fold_batchnorm::FoldBatchnorm,
         &crate::drop_unused::DropUnused,
@@ -19,6 +20,7 @@ pub fn all() -> Vec<&'static dyn Pass> {
         &crate::quantize_weights::QuantizeWeights,
         &crate::quantize_bias::QuantizeBias,
         &crate::remove_redundant_qdq::RemoveRedundantQdq,
+        &crate::specialize::Specialize,
     ]
 }
 

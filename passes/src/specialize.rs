@@ -56,6 +56,32 @@ impl ConcreteInputs {
             values: BTreeMap::new(),
         }
     }
+
+    /// Reads an option of the pipeline text: `8x64` is a shape, `:16000` the value of an integer scalar.
+    fn read_option(&mut self, name: &str, dtype: DataType, text: &str) -> Result<(), PassError> {
+        let fail = || {
+            let message = format!("`{text}` for input `{name}` is neither `8x64` nor `:16000`");
+            PassError::new(INFO.name, message)
+        };
+        if let Some(number) = text.strip_prefix(':') {
+            let n: i64 = number.parse().map_err(|_| fail())?;
+            let value = match dtype {
+                DataType::Int32 => Tensor::from_i32(&[], &[i32::try_from(n).map_err(|_| fail())?]),
+                DataType::Bool => Tensor::from_raw(dtype, &[], vec![u8::from(n != 0)]),
+                DataType::Int64 => Tensor::from_i64(&[], &[n]),
+                _ => return Err(fail()),
+            };
+            self.values.insert(name.to_owned(), value);
+            return Ok(());
+        }
+        let sizes = text.split('x').filter(|s| !s.is_empty());
+        let dims = sizes
+            .map(str::parse)
+            .collect::<Result<Vec<usize>, _>>()
+            .map_err(|_| fail())?;
+        self.shapes.insert(name.to_owned(), (dtype, dims));
+        Ok(())
+    }
 }
 
 /// The pass.
@@ -67,20 +93,30 @@ impl Pass for Specialize {
     }
 
     fn run(&self, model: &mut Model, cx: &mut PassContext) -> Result<Changed, PassError> {
-        let inputs = cx.need::<ConcreteInputs>()?.clone();
-        specialize(model, &inputs)?;
-        Ok(Changed::Yes)
+        let mut inputs = cx.get::<ConcreteInputs>().cloned().unwrap_or_default();
+        for &v in &model.main().inputs {
+            let value = model.value(v);
+            if let Some(text) = cx.option(&value.name) {
+                let dtype = value.dtype().unwrap_or(DataType::Float);
+                inputs.read_option(&value.name, dtype, text)?;
+            }
+        }
+        if inputs.shapes.is_empty() && inputs.values.is_empty() {
+            cx.need::<ConcreteInputs>()?;
+        }
+        Ok(Changed::from(specialize(model, &inputs)?))
     }
 }
 
-/// Makes a model concrete for the given inputs. The nodes of the result are in order.
+/// Makes a model concrete for the given inputs, and says whether that changed anything. The nodes of the result are in
+/// order.
 ///
 /// # Errors
 /// A given name that is no input of the model, a shape of another rank than declared, a cyclic graph.
-pub fn specialize(model: &mut Model, inputs: &ConcreteInputs) -> Result<(), PassError> {
+pub fn specialize(model: &mut Model, inputs: &ConcreteInputs) -> Result<bool, PassError> {
     let fail = |message: String| PassError::new(INFO.name, message);
     check(model, inputs)?;
-    fix_signature(model, inputs);
+    let mut changed = fix_signature(model, inputs);
     model.sort().map_err(|e| fail(e.to_string()))?;
     let options = Options {
         values: inputs.values.clone(),
@@ -88,12 +124,13 @@ pub fn specialize(model: &mut Model, inputs: &ConcreteInputs) -> Result<(), Pass
         ..Options::default()
     };
     let facts = infer::infer(model, &inputs.shapes, &options);
-    take_branches(model, &facts);
+    changed |= take_branches(model, &facts);
     let keep = live(model, &facts);
-    sweep(model, &keep);
-    store_constants(model, &facts, &keep);
-    declare_outputs(model, &facts);
-    model.sort().map_err(|e| fail(e.to_string()))
+    changed |= sweep(model, &keep);
+    changed |= store_constants(model, &facts, &keep);
+    changed |= declare_outputs(model, &facts);
+    model.sort().map_err(|e| fail(e.to_string()))?;
+    Ok(changed)
 }
 
 fn check(model: &Model, inputs: &ConcreteInputs) -> Result<(), PassError> {
@@ -124,14 +161,17 @@ fn check(model: &Model, inputs: &ConcreteInputs) -> Result<(), PassError> {
 }
 
 /// Gives the inputs their concrete types, makes unfed defaults constants, drops declared types of inner values.
-fn fix_signature(model: &mut Model, inputs: &ConcreteInputs) {
+fn fix_signature(model: &mut Model, inputs: &ConcreteInputs) -> bool {
+    let mut changed = false;
     let mut defaults = HashSet::new();
     for v in model.main().inputs.clone() {
         let value = model.value_mut(v);
         let given = inputs.shapes.get(&value.name);
         if let (Some((dtype, dims)), Some(info)) = (given, &mut value.input_info) {
             let dims: Vec<i64> = dims.iter().map(|&d| d as i64).collect();
-            info.r#type = Some(tensor_type(*dtype, Some(&dims)));
+            let ty = Some(tensor_type(*dtype, Some(&dims)));
+            changed |= info.r#type != ty;
+            info.r#type = ty;
         } else if value.init.is_some() {
             value.input_info = None;
             defaults.insert(v);
@@ -139,12 +179,15 @@ fn fix_signature(model: &mut Model, inputs: &ConcreteInputs) {
     }
     let main = model.graph_mut(Model::MAIN);
     main.inputs.retain(|v| !defaults.contains(v));
+    changed |= !defaults.is_empty();
     for graph in model.graph_ids() {
         for v in std::mem::take(&mut model.graph_mut(graph).value_info) {
             model.value_mut(v).value_info = None;
+            changed = true;
         }
         model.graph_mut(graph).header.value_info.clear();
     }
+    changed
 }
 
 fn tensor_type(dtype: DataType, dims: Option<&[i64]>) -> TypeProto {
@@ -165,7 +208,8 @@ fn tensor_type(dtype: DataType, dims: Option<&[i64]>) -> TypeProto {
 
 /// Replaces each `If` whose condition is known by the branch taken, outer ones first; the ids of values stay, so the
 /// facts stay true.
-fn take_branches(model: &mut Model, facts: &Facts) {
+fn take_branches(model: &mut Model, facts: &Facts) -> bool {
+    let mut changed = false;
     for node in ifs(model) {
         // An `If` of a branch that was not taken is gone, and its id may belong to an `Identity` made here.
         if !model.has_node(node) || !model.node(node).is("If") {
@@ -189,7 +233,9 @@ fn take_branches(model: &mut Model, facts: &Facts) {
                 stand_in(model, home, old, new);
             }
         }
+        changed = true;
     }
+    changed
 }
 
 /// All `If` nodes, those of outer graphs before those inside them.
@@ -240,7 +286,7 @@ fn live(model: &Model, facts: &Facts) -> Live {
         if value.is_constant() {
             continue;
         }
-        if facts.value(v).is_some() && !value.sparse_init {
+        if facts.value(v).is_some() && !value.sparse_init && !is_copy(model, v) {
             keep.constants.push(v);
             continue;
         }
@@ -258,8 +304,16 @@ fn live(model: &Model, facts: &Facts) -> Live {
     keep
 }
 
+/// Whether the value is an output that is the `Identity` of a constant already.
+fn is_copy(model: &Model, v: ValueId) -> bool {
+    model.value(v).is_output()
+        && model.producer(v).is_some_and(|(n, _)| {
+            model.node(n).is("Identity") && model.input_constant(n, 0).is_some()
+        })
+}
+
 /// Removes the nodes and values that are not needed. Outputs of a node that stays are kept, used or not.
-fn sweep(model: &mut Model, keep: &Live) {
+fn sweep(model: &mut Model, keep: &Live) -> bool {
     let graphs: Vec<GraphId> = model
         .graph_ids()
         .into_iter()
@@ -286,11 +340,13 @@ fn sweep(model: &mut Model, keep: &Live) {
         })
         .collect();
     model.remove_values(&unused);
+    !dead.is_empty() || !unused.is_empty()
 }
 
 /// Makes the known values that are needed initializers. Where the value has a place in a signature or comes from a
 /// node that stays, its users read an initializer of another name, and an output is an `Identity` of that.
-fn store_constants(model: &mut Model, facts: &Facts, keep: &Live) {
+fn store_constants(model: &mut Model, facts: &Facts, keep: &Live) -> bool {
+    let mut changed = false;
     let mut names = None;
     for &v in &keep.constants {
         let Some(tensor) = facts.value(v).cloned() else {
@@ -301,21 +357,29 @@ fn store_constants(model: &mut Model, facts: &Facts, keep: &Live) {
         let produced = model.producer(v).is_some();
         if !(input || output || produced) {
             model.set_initializer(v, tensor);
+            changed = true;
             continue;
         }
+        let copied = output && !input && !produced;
+        if !copied && model.consumers(v).is_empty() {
+            continue;
+        }
+        changed = true;
         let (graph, wanted) = (value.graph, format!("{}_constant", value.name));
         let name = names.get_or_insert_with(|| model.names()).fresh(&wanted);
         let constant = model.add_initializer(graph, &name, tensor);
         model.replace_uses(v, constant);
-        if output && !input && !produced {
+        if copied {
             let spec = NodeSpec::new("Identity");
             model.add_node(graph, spec, &[Some(constant)], &[Some(v)]);
         }
     }
+    changed
 }
 
 /// The outputs' types as they are now known; shapes that are not fully known are left out.
-fn declare_outputs(model: &mut Model, facts: &Facts) {
+fn declare_outputs(model: &mut Model, facts: &Facts) -> bool {
+    let mut changed = false;
     for graph in model.graph_ids() {
         for v in model.graph(graph).outputs.clone() {
             let fact = facts.get(v).cloned().unwrap_or_default();
@@ -323,8 +387,11 @@ fn declare_outputs(model: &mut Model, facts: &Facts) {
             let dtype = fact.dtype.or_else(|| value.dtype());
             if let (Some(info), Some(dtype)) = (&mut value.output_info, dtype) {
                 let shape = Fact::known_shape(&fact);
-                info.r#type = Some(tensor_type(dtype, shape.as_deref()));
+                let ty = Some(tensor_type(dtype, shape.as_deref()));
+                changed |= info.r#type != ty;
+                info.r#type = ty;
             }
         }
     }
+    changed
 }
