@@ -14,6 +14,9 @@ mod reduce;
 mod select;
 pub(crate) mod shape;
 
+#[cfg(test)]
+mod tests;
+
 use onnx_quant_ir::dtype::DataTypeExt;
 use onnx_quant_ir::{DataType, Node, Tensor, TensorError};
 

@@ -13,6 +13,9 @@ mod misc;
 mod norm;
 mod pick;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, HashMap};
 
 use onnx_quant_ir::dtype::DataTypeExt;
@@ -256,10 +259,10 @@ impl Inference<'_> {
         let taken = condition.and_then(condition_of);
         let mut results: Vec<Vec<Fact>> = Vec::new();
         for (attr, graph) in &node.subgraphs {
+            self.graph(*graph);
             if taken.is_some_and(|t| (attr == "then_branch") != t) {
                 continue;
             }
-            self.graph(*graph);
             let outputs = &self.model.graph(*graph).outputs;
             results.push(
                 outputs

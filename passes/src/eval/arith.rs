@@ -88,7 +88,7 @@ fn binary(cx: &Ctx<'_>, op: &str) -> Result<Tensor, EvalError> {
     }
     let fmod = cx.node.attr_i("fmod") == Some(1);
     if op == "Mod" && !fmod && dtype.is_float() {
-        return Err(cx.invalid("floats need fmod = 1"));
+        return Err(cx.unsupported("floats without fmod"));
     }
     let nums = match (&p.a, &p.b) {
         (Nums::Int(a), Nums::Int(b)) => {

@@ -153,7 +153,7 @@ fn pad(cx: &Ctx<'_>) -> Result<Tensor, EvalError> {
     for _ in 0..count {
         let mut from = Some(0usize);
         for a in 0..rank {
-            let i = index[a] as i64 - before[a];
+            let i = (index[a] as i64).wrapping_sub(before[a]);
             from = from
                 .filter(|_| (0..x.dims[a] as i64).contains(&i))
                 .map(|f| f + i as usize * strides[a] as usize);

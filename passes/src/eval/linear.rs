@@ -68,7 +68,7 @@ fn matmul(cx: &Ctx<'_>) -> Result<Tensor, EvalError> {
             for c in 0..n {
                 let sum: f64 = (0..k)
                     .map(|x| f64::from(a[r * k + x]) * f64::from(b[x * n + c]))
-                    .sum();
+                    .fold(0.0, |s, x| s + x);
                 out.push(sum as f32);
             }
         }
@@ -116,7 +116,7 @@ fn gemm(cx: &Ctx<'_>) -> Result<Tensor, EvalError> {
                     let b = b[if tb { c * k + x } else { x * n + c }];
                     f64::from(a) * f64::from(b)
                 })
-                .sum();
+                .fold(0.0, |s, x| s + x);
             out.push((alpha * sum + added[r * n + c]) as f32);
         }
     }

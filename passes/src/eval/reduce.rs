@@ -88,8 +88,8 @@ fn reduce(cx: &Ctx<'_>, op: &str) -> Result<Tensor, EvalError> {
         ($v:ident, $t:ty) => {
             groups.map($v, |it| match op {
                 // Sums are taken in f64, so that their order does not show in the result.
-                "ReduceSum" => it.map(f64::from).sum::<f64>() as $t,
-                "ReduceMean" => (it.map(f64::from).sum::<f64>() / count as f64) as $t,
+                "ReduceSum" => it.map(f64::from).fold(0.0, |a, x| a + x) as $t,
+                "ReduceMean" => (it.map(f64::from).fold(0.0, |a, x| a + x) / count as f64) as $t,
                 "ReduceProd" => it.map(f64::from).product::<f64>() as $t,
                 "ReduceMax" => it.fold(
                     <$t>::NEG_INFINITY,

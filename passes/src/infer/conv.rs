@@ -89,7 +89,8 @@ impl Window {
             _ => (0, 0),
         };
         size.map(|s| {
-            let reach = (kernel - 1)
+            let reach = kernel
+                .checked_sub(1)?
                 .checked_mul(self.dilations[i])?
                 .checked_add(1)?;
             let room = s
@@ -151,12 +152,15 @@ fn conv_transpose(op: &Op<'_>) -> Option<Vec<Dim>> {
             (Some(s), _) => Dim::Known(s[i]),
             (None, Auto::Same) => x[i + 2].map(|s| s.checked_mul(stride)),
             (None, auto) => x[i + 2].map(|s| {
-                let reach = (window.kernel[i]? - 1).checked_mul(window.dilations[i])? + 1;
+                let reach = window.kernel[i]?
+                    .checked_sub(1)?
+                    .checked_mul(window.dilations[i])?
+                    .checked_add(1)?;
                 let pads = match auto {
                     Auto::No => window.pads[i].checked_add(window.pads[i + n])?,
                     _ => 0,
                 };
-                let grown = (s - 1).checked_mul(stride)?.checked_add(reach)?;
+                let grown = s.checked_sub(1)?.checked_mul(stride)?.checked_add(reach)?;
                 grown
                     .checked_add(extra.map_or(0, |e| e[i]))?
                     .checked_sub(pads)

@@ -129,8 +129,8 @@ fn quotient(all: &[Dim], part: &[Dim]) -> Dim {
         return Dim::Unknown;
     };
     match symbols[..] {
-        _ if below == 0 || above % below != 0 => Dim::Unknown,
-        [] => Dim::Known(above / below),
+        _ if below == 0 || above.checked_rem(below) != Some(0) => Dim::Unknown,
+        [] => above.checked_div(below).map_or(Dim::Unknown, Dim::Known),
         [one] if above == below => one.clone(),
         _ => Dim::Unknown,
     }
