@@ -26,4 +26,6 @@ pub mod settings;
 pub mod share_qdq_parameters;
 pub mod specialize;
 pub mod split_shared_weights;
+#[cfg(test)]
+mod testing;
 pub mod upgrade_opset;
