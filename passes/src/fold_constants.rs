@@ -63,6 +63,7 @@ impl Pass for FoldConstants {
         let options = Options {
             max_bytes: MAX_BYTES,
             exact: !all,
+            all_branches: true,
             use_value_info: false,
             ..Options::default()
         };

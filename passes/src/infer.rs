@@ -41,6 +41,8 @@ pub struct Options {
     pub use_value_info: bool,
     /// Leave constants unknown that another runtime may round differently (`Exp`, float sums, matrix products …).
     pub exact: bool,
+    /// Walk the branches that a known condition does not take, too.
+    pub all_branches: bool,
 }
 
 impl Default for Options {
@@ -51,6 +53,7 @@ impl Default for Options {
             defaults_are_constant: false,
             use_value_info: true,
             exact: true,
+            all_branches: false,
         }
     }
 }
@@ -259,8 +262,11 @@ impl Inference<'_> {
         let taken = condition.and_then(condition_of);
         let mut results: Vec<Vec<Fact>> = Vec::new();
         for (attr, graph) in &node.subgraphs {
-            self.graph(*graph);
-            if taken.is_some_and(|t| (attr == "then_branch") != t) {
+            let idle = taken.is_some_and(|t| (attr == "then_branch") != t);
+            if self.options.all_branches || !idle {
+                self.graph(*graph);
+            }
+            if idle {
                 continue;
             }
             let outputs = &self.model.graph(*graph).outputs;

@@ -36,7 +36,8 @@ static INFO: PassInfo = PassInfo {
     name: "specialize",
     summary: "make a model concrete for given input shapes (for execution only)",
     source: include_str!("specialize.rs"),
-    exact: true,
+    // Outputs are kept for the given shapes and values only.
+    exact: false,
 };
 
 /// What the model is specialized for; put into the [`PassContext`].
