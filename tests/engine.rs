@@ -290,3 +290,58 @@ fn threads_share_a_session() {
         }
     });
 }
+
+/// Prints what the README's table of times says: the median of several runs, in milliseconds.
+///
+/// `QDQ_MODELS` is a folder with `NAME.onnx`, quantized models of the zoo.
+#[test]
+#[ignore = "prints times; run alone and in release"]
+fn times() {
+    let folder = std::env::var_os("QDQ_MODELS").map(PathBuf::from);
+    for name in [
+        "resnet8-cifar",
+        "mobilenetv2-cifar",
+        "ultraface-rfb320",
+        "minilm",
+    ] {
+        let Some((model, names, feed)) = zoo_case(name) else {
+            return;
+        };
+        let heavy = |op: &str| ["Conv", "Gemm", "MatMul", "Add"].contains(&op);
+        let nodes = model.main().nodes.iter();
+        let watched: Vec<String> = nodes
+            .filter(|&&n| heavy(model.node(n).op_type()))
+            .filter_map(|&n| model.output(n, 0))
+            .map(|v| model.value(v).name.clone())
+            .collect();
+        let bare = median(&model, &names, &feed, vec![]);
+        let count = watched.len();
+        let with = median(&model, &names, &feed, watched);
+        let quantized = folder.as_ref().and_then(|f| {
+            let model = load::load(&f.join(format!("{name}.onnx"))).ok()?;
+            Some(median(&model, &names, &feed, vec![]))
+        });
+        eprintln!(
+            "{name}: bare {bare:.2} ms, {count} watched {with:.2} ms, Q/DQ {quantized:.2?} ms"
+        );
+    }
+}
+
+fn median(model: &Model, names: &[String], feed: &[Tensor], observe: Vec<String>) -> f64 {
+    let watch = !observe.is_empty();
+    let session = TractEngine
+        .prepare(model, &request(names, feed, observe))
+        .unwrap();
+    let mut times: Vec<f64> = (0..25)
+        .map(|_| {
+            let mut observer = |_: Observed<'_>| {};
+            let start = Instant::now();
+            session
+                .run(feed, if watch { Some(&mut observer) } else { None })
+                .unwrap();
+            start.elapsed().as_secs_f64() * 1e3
+        })
+        .collect();
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}

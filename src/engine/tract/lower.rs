@@ -67,9 +67,10 @@ pub(super) fn lower(
     let declared = |&v: &ValueId| model.value(v).dtype();
     let outputs = model.main().outputs.iter().map(declared).collect();
     let inputs = bind_feed(&mut m, request)?;
-    let marked = mark_watched(&mut m, request)?;
+    let mut constants = Vec::new();
+    let marked = mark_watched(&mut m, request, &mut constants)?;
     specialize(&mut m, request, values)?;
-    let constants = insert_observers(&mut m, request, &marked)?;
+    insert_observers(&mut m, request, &marked, &mut constants)?;
     run(&LowerQdq, &mut m, &mut PassContext::default())?;
     rewrite::rewrite(&mut m)?;
     m.sort().map_err(prepare)?;
@@ -197,23 +198,25 @@ fn tensor_type(dtype: DataType, dims: &[usize]) -> TypeProto {
     }
 }
 
-/// Makes the watched values outputs, so that every pass keeps them; returns those that were none.
-fn mark_watched(m: &mut Model, request: &Request) -> Result<BTreeSet<String>, EngineError> {
+/// Makes the watched values that are computed outputs, so that every pass keeps them, and reads those that are
+/// constant. Returns the names of those that were no outputs.
+fn mark_watched(
+    m: &mut Model,
+    request: &Request,
+    constants: &mut Vec<ConstantObservation>,
+) -> Result<BTreeSet<String>, EngineError> {
     let mut marked = BTreeSet::new();
-    let by_name: Vec<Option<ValueId>> = {
-        let values = m.values_by_name(Model::MAIN);
-        let find = |n: &String| values.get(n.as_str()).copied();
-        request.observe.iter().map(find).collect()
-    };
-    for (name, id) in request.observe.iter().zip(by_name) {
-        let id = id.ok_or_else(|| {
+    let ids = ids_by_name(m);
+    for (index, name) in request.observe.iter().enumerate() {
+        let &id = ids.get(name).ok_or_else(|| {
             EngineError::Feed(format!(
                 "the model has no value `{name}` that could be watched"
             ))
         })?;
-        let v = m.value(id);
-        if !v.is_output() && !v.is_input() && !v.is_constant() {
-            let ty = v.ty().cloned();
+        if let Some(t) = m.constant(id) {
+            constants.push(read_constant(index, name, t)?);
+        } else if !m.value(id).is_output() && !m.value(id).is_input() {
+            let ty = m.value(id).ty().cloned();
             m.make_graph_output(id, ty);
             marked.insert(name.clone());
         }
@@ -221,33 +224,43 @@ fn mark_watched(m: &mut Model, request: &Request) -> Result<BTreeSet<String>, En
     Ok(marked)
 }
 
-/// Puts an `Observe` behind every watched value that is computed, and reads those that are constant.
+fn ids_by_name(m: &Model) -> BTreeMap<String, ValueId> {
+    let values = m.values_by_name(Model::MAIN).into_iter();
+    values.map(|(n, id)| (n.to_owned(), id)).collect()
+}
+
+fn read_constant(index: usize, name: &str, t: &Tensor) -> Result<ConstantObservation, EngineError> {
+    let integers = |_| {
+        t.to_i64()
+            .map(|v| v.into_iter().map(|x| x as f32).collect())
+    };
+    let data = t.to_f32().or_else(integers);
+    Ok(ConstantObservation {
+        index,
+        dims: t.dims().iter().map(|&d| d as usize).collect(),
+        data: data.map_err(|e| prepare(format!("`{name}`: {e}")))?,
+    })
+}
+
+/// Puts an `Observe` behind every watched value that is computed, and reads those that have become constant.
 fn insert_observers(
     m: &mut Model,
     request: &Request,
     marked: &BTreeSet<String>,
-) -> Result<Vec<ConstantObservation>, EngineError> {
-    let mut constants = Vec::new();
+    constants: &mut Vec<ConstantObservation>,
+) -> Result<(), EngineError> {
+    let known: BTreeSet<usize> = constants.iter().map(|c| c.index).collect();
     let mut names = m.names();
-    let ids: BTreeMap<String, ValueId> = m
-        .values_by_name(Model::MAIN)
-        .into_iter()
-        .map(|(n, id)| (n.to_owned(), id))
-        .collect();
+    let ids = ids_by_name(m);
     for (index, name) in request.observe.iter().enumerate() {
-        let id = *ids
+        if known.contains(&index) {
+            continue;
+        }
+        let &id = ids
             .get(name)
             .ok_or_else(|| prepare(format!("the watched value `{name}` was lost")))?;
         if let Some(t) = m.constant(id) {
-            let data = t
-                .to_f32()
-                .or_else(|_| Ok(t.to_i64()?.into_iter().map(|x| x as f32).collect()))
-                .map_err(|e: onnx_quant_ir::TensorError| prepare(format!("`{name}`: {e}")))?;
-            constants.push(ConstantObservation {
-                index,
-                dims: t.dims().iter().map(|&d| d as usize).collect(),
-                data,
-            });
+            constants.push(read_constant(index, name, t)?);
             continue;
         }
         insert_observer(m, id, index, &names.fresh(&format!("{name}_watched")));
@@ -261,7 +274,7 @@ fn insert_observers(
             }
         }
     }
-    Ok(constants)
+    Ok(())
 }
 
 fn insert_observer(m: &mut Model, id: ValueId, index: usize, name: &str) {
@@ -284,15 +297,21 @@ fn insert_observer(m: &mut Model, id: ValueId, index: usize, name: &str) {
     m.add_node(Model::MAIN, spec, &[Some(raw)], &[Some(id)]);
 }
 
-/// Gives every node a name of its own, which is how tract's errors speak of it.
+/// Gives every node a name of its own, which is how tract's errors speak of it. Inputs and constants are nodes of
+/// tract too, with the names of their values.
 fn name_nodes(m: &mut Model) -> BTreeMap<String, NodeOrigin> {
     let mut names = BTreeMap::new();
+    let values = m.all_values().into_iter().map(|v| m.value(v));
+    let taken: BTreeSet<String> = values
+        .filter(|v| v.is_input() || v.init.is_some())
+        .map(|v| v.name.clone())
+        .collect();
     for id in m.all_nodes() {
         let key = m.node_key(id);
         let label = m.node_label(id);
         let mut name = label.clone();
         let mut i = 1;
-        while names.contains_key(&name) {
+        while names.contains_key(&name) || taken.contains(&name) {
             name = format!("{label}#{i}");
             i += 1;
         }
