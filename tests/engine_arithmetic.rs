@@ -161,6 +161,25 @@ fn unknown_operators_are_named() {
 }
 
 #[test]
+fn types_that_tract_lacks_are_named_with_their_node() {
+    let mut m = empty();
+    let x = m.add_graph_input(Model::MAIN, "x", None);
+    let codes = Tensor::from_raw(DataType::Float8e4m3fn, &[2], vec![1u8, 2]);
+    let w = m.add_initializer(Model::MAIN, "w", codes);
+    let s = m.add_initializer(Model::MAIN, "s", Tensor::from_f32(&[], &[1.0]));
+    let spec = NodeSpec::new("DequantizeLinear").name("decode");
+    let w = op(&mut m, spec, &[w, s], "real");
+    let y = op(&mut m, NodeSpec::new("Add"), &[x, w], "y");
+    output(&mut m, y);
+    let error = run(&m, &[("x", &Tensor::from_f32(&[2], &[1.0; 2]))]).unwrap_err();
+    let EngineError::Unsupported { node, reason, .. } = error else {
+        panic!("{error}");
+    };
+    assert_eq!(node, "decode");
+    assert!(reason.contains("f8e4m3fn"), "{reason}");
+}
+
+#[test]
 fn failures_inside_tract_name_the_node() {
     let mut m = empty();
     let x = m.add_graph_input(Model::MAIN, "x", None);

@@ -3,12 +3,13 @@
 
 use std::collections::BTreeMap;
 
+use onnx_quant_ir::dtype::DataTypeExt;
 use onnx_quant_ir::engine::EngineError;
 use onnx_quant_ir::{DataType, Model, NodeId};
 use onnx_quant_passes::lower_qdq::EXEC_DOMAIN;
 
-use super::NAME;
 use super::lower::NodeOrigin;
+use super::{NAME, convert};
 
 const ADVICE: &str = "what you can do: simplify the model with its exporter or another tool so that the operator is \
                       gone (constant folding, fixed input shapes), cut the part of the model that needs it off, or \
@@ -28,8 +29,10 @@ fn unsupported(op: &str, node: &str, reason: impl Into<String>) -> EngineError {
 pub(super) fn refuse(m: &Model, known: &dyn Fn(&str) -> bool) -> Result<(), EngineError> {
     for node in m.all_nodes() {
         let n = m.node(node);
+        let foreign = foreign_type(m, node).map(DataTypeExt::short_name);
         let reason = match n.domain() {
             _ if !known(n.op_type()) => Some("it does not implement this operator".to_owned()),
+            _ if foreign.is_some() => foreign.map(|t| format!("it has no values of type {t}")),
             "" => wrong_in_tract(m, node).map(str::to_owned),
             "com.microsoft" | EXEC_DOMAIN => None,
             "ai.onnx.ml" => None,
@@ -42,24 +45,29 @@ pub(super) fn refuse(m: &Model, known: &dyn Fn(&str) -> bool) -> Result<(), Engi
     Ok(())
 }
 
+/// The type of an input or output of the node that tract does not have.
+fn foreign_type(m: &Model, node: NodeId) -> Option<DataType> {
+    let values = m.inputs(node).into_iter().chain(m.outputs(node));
+    values
+        .flatten()
+        .filter_map(|v| m.value(v).dtype())
+        .find(|&t| t != DataType::String && convert::datum_type(t).is_none())
+}
+
 /// Why tract computes this node wrongly without saying so, where it does.
 fn wrong_in_tract(m: &Model, node: NodeId) -> Option<&'static str> {
     let n = m.node(node);
-    let has_input = |slot| m.input(node, slot).is_some();
     match n.op_type() {
         "GRU" | "LSTM" | "RNN" if n.attr_s("direction") == Some("reverse") => {
             Some("it runs a reversed sequence with its own lengths wrongly")
         }
         "Celu" => {
-            let half = (0..1).any(|slot| {
-                let dtype = m.input(node, slot).and_then(|v| m.value(v).dtype());
-                dtype == Some(DataType::Float16)
-            });
-            half.then_some("it computes Celu of FP16 wrongly")
+            let dtype = m.input(node, 0).and_then(|v| m.value(v).dtype());
+            (dtype == Some(DataType::Float16)).then_some("it computes Celu of FP16 wrongly")
         }
         "BitShift" => {
             let bits = m.input(node, 0).and_then(|v| m.value(v).dtype());
-            let bits = bits.and_then(onnx_quant_ir::dtype::DataTypeExt::bits)?;
+            let bits = bits.and_then(DataTypeExt::bits)?;
             let amounts = m.input_constant(node, 1).and_then(|t| t.to_i64().ok());
             let fits = |a: &i64| (0..bits as i64).contains(a);
             let safe = amounts.is_some_and(|a| a.iter().all(fits));
@@ -73,7 +81,7 @@ fn wrong_in_tract(m: &Model, node: NodeId) -> Option<&'static str> {
         }
         "Attention" => {
             let window = |name: &str| n.attr_i(name).is_some_and(|w| w >= 0);
-            let causal_with_past = n.attr_i("is_causal") == Some(1) && has_input(4);
+            let causal_with_past = n.attr_i("is_causal") == Some(1) && m.input(node, 4).is_some();
             (causal_with_past || window("left_window_size") || window("right_window_size"))
                 .then_some("it ignores windows, and computes causal attention with a past wrongly")
         }
