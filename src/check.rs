@@ -141,11 +141,18 @@ impl<'a> Checker<'a> {
             .enumerate()
             .map(|(i, n)| others.iter().position(|o| o == n).unwrap_or(i))
             .collect();
-        let (layers, observed): (Vec<_>, Vec<_>) = paired_layers(reference, candidate).into_iter().unzip();
+        let (layers, observed): (Vec<_>, Vec<_>) =
+            paired_layers(reference, candidate).into_iter().unzip();
         let prepare = |m: &Model, observe: Vec<String>| Prepared::new(engine, m, observe);
         Ok(Self {
-            watched: [prepare(reference, layers.clone()), prepare(candidate, observed)],
-            quick: [prepare(reference, Vec::new()), prepare(candidate, Vec::new())],
+            watched: [
+                prepare(reference, layers.clone()),
+                prepare(candidate, observed),
+            ],
+            quick: [
+                prepare(reference, Vec::new()),
+                prepare(candidate, Vec::new()),
+            ],
             data,
             labels,
             names,
@@ -184,11 +191,7 @@ impl<'a> Checker<'a> {
 
     fn batch(&self, batch: &Batch) -> Result<Sums, Error> {
         let watch = batch.first_sample < LAYER_SAMPLES && !self.layers.is_empty();
-        let [reference, candidate] = if watch {
-            &self.watched
-        } else {
-            &self.quick
-        };
+        let [reference, candidate] = if watch { &self.watched } else { &self.quick };
         let mut layers = vec![Compare::default(); self.layers.len()];
         let mut kept: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
         let mut keep = |seen: Observed<'_>| {
@@ -249,7 +252,11 @@ impl<'a> Checker<'a> {
             })
             .collect();
         let rank = |l: &LayerReport| l.sqnr_db.unwrap_or(f64::INFINITY);
-        layers.sort_by(|a, b| rank(a).total_cmp(&rank(b)).then_with(|| a.value.cmp(&b.value)));
+        layers.sort_by(|a, b| {
+            rank(a)
+                .total_cmp(&rank(b))
+                .then_with(|| a.value.cmp(&b.value))
+        });
         CheckReport {
             samples,
             task: task(total),
@@ -277,9 +284,9 @@ fn output_names(model: &Model) -> Vec<String> {
 fn paired_layers(reference: &Model, candidate: &Model) -> Vec<(String, String)> {
     let known = reference.values_by_name(Model::MAIN);
     let computed = |name: &str| {
-        known.get(name).is_some_and(|&v| {
-            reference.producer(v).is_some() && reference.value(v).init.is_none()
-        })
+        known
+            .get(name)
+            .is_some_and(|&v| reference.producer(v).is_some() && reference.value(v).init.is_none())
     };
     let mut pairs = Vec::new();
     for &node in &candidate.main().nodes {
@@ -321,7 +328,8 @@ struct Rows {
 
 impl Rows {
     fn new(tensor: &Tensor, batch: &Batch) -> Result<Self, Error> {
-        let read = |e: onnx_quant_ir::TensorError| Error::usage(format!("an output cannot be read: {e}"));
+        let read =
+            |e: onnx_quant_ir::TensorError| Error::usage(format!("an output cannot be read: {e}"));
         let mut data = match tensor.dtype() {
             DataType::Float | DataType::Float16 | DataType::Bfloat16 | DataType::Double => {
                 tensor.to_f32().map_err(read)?
@@ -435,10 +443,7 @@ fn task(total: &Sums) -> Task {
             }
         }
         Some([Labelled::Targets(r, _), Labelled::Targets(c, _)]) => {
-            let (a, b) = (
-                r.perplexity().unwrap_or(nan),
-                c.perplexity().unwrap_or(nan),
-            );
+            let (a, b) = (r.perplexity().unwrap_or(nan), c.perplexity().unwrap_or(nan));
             plain("perplexity", a, b, b / a - 1.0)
         }
         _ => {

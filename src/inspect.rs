@@ -157,10 +157,13 @@ pub fn inspect(model: &Model, file: &str, file_bytes: u64) -> Inspection {
         external_bytes,
         ir_version: model.header.ir_version(),
         opsets: model.header.opset_import.iter().map(opset).collect(),
-        producer: [model.header.producer_name(), model.header.producer_version()]
-            .join(" ")
-            .trim()
-            .to_owned(),
+        producer: [
+            model.header.producer_name(),
+            model.header.producer_version(),
+        ]
+        .join(" ")
+        .trim()
+        .to_owned(),
         inputs: model.main().inputs.iter().map(port).collect(),
         outputs: model.main().outputs.iter().map(port).collect(),
         nodes: model.all_nodes().len(),

@@ -115,27 +115,26 @@ impl Run {
         let mut manager = Manager {
             before: Some(Box::new(dump("before", &watch.dump_before))),
             after: Some(Box::new(dump("after", &watch.dump_after))),
-            verifier: watch.verify_each.then_some(verify_for_pass as fn(&Model) -> _),
+            verifier: watch
+                .verify_each
+                .then_some(verify_for_pass as fn(&Model) -> _),
             limit: watch.pass_limit,
             records: std::mem::take(records),
         };
         let mut result = Ok(());
         for step in steps {
             result = find(&step.pass).and_then(|pass| {
-                manager
-                    .run(pass, step.options.clone(), model, cx)
-                    .map_err(Error::from)
+                let done = manager.run(pass, step.options.clone(), model, cx);
+                done.map(|_| ()).map_err(Error::from)
             });
             if result.is_err() {
                 break;
             }
         }
         *records = std::mem::take(&mut manager.records);
-        result.map(drop_changed)
+        result
     }
 }
-
-fn drop_changed<T>(_: T) {}
 
 fn verify_for_pass(model: &Model) -> Result<(), Violation> {
     verify::verify_for_pass(model)
@@ -147,9 +146,7 @@ fn find(name: &str) -> Result<&'static dyn onnx_quant_ir::pass::Pass, Error> {
         let near = all
             .iter()
             .map(|p| p.info().name)
-            .max_by(|a, b| {
-                strsim::jaro_winkler(a, name).total_cmp(&strsim::jaro_winkler(b, name))
-            })
+            .max_by(|a, b| strsim::jaro_winkler(a, name).total_cmp(&strsim::jaro_winkler(b, name)))
             .unwrap_or_default();
         Error::usage(format!(
             "there is no pass `{name}`; did you mean `{near}`? `onnx-quant passes` lists them"
@@ -171,18 +168,25 @@ pub fn parse(text: &str) -> Result<Vec<Step>, Error> {
         let mut options = BTreeMap::new();
         rest = &rest[end..];
         if let Some(inner) = rest.strip_prefix('{') {
-            let close = inner
-                .find('}')
-                .ok_or_else(|| Error::usage(format!("pipeline: `{{` after `{name}` is not closed")))?;
-            for pair in inner[..close].split([';', ',']).filter(|p| !p.trim().is_empty()) {
+            let close = inner.find('}').ok_or_else(|| {
+                Error::usage(format!("pipeline: `{{` after `{name}` is not closed"))
+            })?;
+            for pair in inner[..close]
+                .split([';', ','])
+                .filter(|p| !p.trim().is_empty())
+            {
                 let (key, value) = pair.split_once('=').ok_or_else(|| {
-                    Error::usage(format!("pipeline: option `{pair}` of `{name}` is not KEY=VALUE"))
+                    Error::usage(format!(
+                        "pipeline: option `{pair}` of `{name}` is not KEY=VALUE"
+                    ))
                 })?;
                 options.insert(key.trim().to_owned(), value.trim().to_owned());
             }
             rest = inner[close + 1..].trim_start();
             if !rest.is_empty() && !rest.starts_with(',') {
-                return Err(Error::usage(format!("pipeline: `,` is missing before `{rest}`")));
+                return Err(Error::usage(format!(
+                    "pipeline: `,` is missing before `{rest}`"
+                )));
             }
         }
         rest = rest.strip_prefix(',').unwrap_or(rest).trim_start();

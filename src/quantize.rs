@@ -74,7 +74,9 @@ pub fn quantize(job: &Job, engine: &Arc<dyn Engine>, say: Say<'_>) -> Result<Qua
         ));
     }
     if job.labels.is_some() && job.evaluation.is_none() {
-        return Err(Error::usage("--labels needs --eval: labels belong to evaluation data"));
+        return Err(Error::usage(
+            "--labels needs --eval: labels belong to evaluation data",
+        ));
     }
     let float = load::load(&job.model)?;
     pipeline::refuse_quantized(&float, &job.model)?;
@@ -97,7 +99,10 @@ pub fn quantize(job: &Job, engine: &Arc<dyn Engine>, say: Say<'_>) -> Result<Qua
     let samples = match &job.calibration {
         Some(path) => {
             let samples = gather(&model, &settings, engine, path, &mut run, &mut notes)?;
-            say(format!("calibrate   {samples} samples, {}", settings.calibrator));
+            say(format!(
+                "calibrate   {samples} samples, {}",
+                settings.calibrator
+            ));
             samples
         }
         None => {
@@ -113,9 +118,17 @@ pub fn quantize(job: &Job, engine: &Arc<dyn Engine>, say: Say<'_>) -> Result<Qua
     run.passes(REWRITE, &mut model)?;
     name_producer(&mut model);
     let plan = run.cx.get::<PrecisionPlan>().cloned().unwrap_or_default();
-    notes.extend(run.cx.notes.iter().map(|n| format!("{}: {}", n.pass, n.message)));
+    notes.extend(
+        run.cx
+            .notes
+            .iter()
+            .map(|n| format!("{}: {}", n.pass, n.message)),
+    );
     if plan.count(Precision::Integer) + plan.count(Precision::WeightOnly) == 0 {
-        notes.push("nothing could be quantized: every node stays in float, for the reasons in the plan".to_owned());
+        notes.push(
+            "nothing could be quantized: every node stays in float, for the reasons in the plan"
+                .to_owned(),
+        );
     }
     say(format!(
         "assign      {} integer, {} weight-only, {} follow, {} float",
@@ -218,8 +231,20 @@ impl Evaluation {
     ///
     /// # Errors
     /// A model that cannot be run, or outputs that cannot be compared.
-    pub fn check(&self, reference: &Model, candidate: &Model, engine: &Arc<dyn Engine>) -> Result<CheckReport, Error> {
-        Checker::new(reference, candidate, engine, &self.data, self.labels.as_ref())?.run()
+    pub fn check(
+        &self,
+        reference: &Model,
+        candidate: &Model,
+        engine: &Arc<dyn Engine>,
+    ) -> Result<CheckReport, Error> {
+        Checker::new(
+            reference,
+            candidate,
+            engine,
+            &self.data,
+            self.labels.as_ref(),
+        )?
+        .run()
     }
 
     /// What the user should know of the data.

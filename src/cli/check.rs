@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use onnx_quant::ir::load;
 use onnx_quant::quantize::Evaluation;
 use serde::Serialize;
 
@@ -45,8 +44,8 @@ struct Answer<'a> {
 
 /// Runs the command.
 pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
-    let reference = load::load(&args.reference)?;
-    let candidate = load::load(&args.candidate)?;
+    let reference = super::load(&args.reference)?;
+    let candidate = super::load(&args.candidate)?;
     let evaluation = Evaluation::from_files(&reference, &args.eval, args.labels.as_deref())?;
     let check = evaluation.check(&reference, &candidate, &engine())?;
     let held = args.max_drop.map(|m| check.task.drop <= m);

@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-use onnx_quant::ir::{diff, load};
+use onnx_quant::ir::diff;
+
+use onnx_quant::ir::diff::{Change, GraphDiff};
+use serde_json::{Value, json};
 
 use super::{Global, Outcome, output};
 
@@ -17,11 +20,40 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
-    let change = diff::diff(&load::load(&args.before)?, &load::load(&args.after)?);
+    let change = diff::diff(&super::load(&args.before)?, &super::load(&args.after)?);
     if global.json {
-        output::json(&change)?;
+        output::json(&as_json(&change))?;
     } else {
         output::print(&change.to_string())?;
     }
     Ok(Outcome::Done)
+}
+
+fn as_json(diff: &GraphDiff) -> Value {
+    let changes = |list: &[Change]| -> Vec<Value> {
+        list.iter()
+            .map(|c| json!({"key": c.key, "before": c.before, "after": c.after}))
+            .collect()
+    };
+    let operators: Vec<Value> = diff
+        .operators
+        .iter()
+        .map(|(op, before, after)| json!({"operator": op, "before": before, "after": after}))
+        .collect();
+    let quantized: Vec<Value> = diff
+        .quantized
+        .iter()
+        .map(|q| json!({"key": q.key, "type": q.ty, "activation": q.activation}))
+        .collect();
+    json!({
+        "equal": diff.is_empty(),
+        "header": changes(&diff.header),
+        "signature": changes(&diff.signature),
+        "nodes": changes(&diff.nodes),
+        "rewired": changes(&diff.rewired),
+        "initializers": changes(&diff.initializers),
+        "operators": operators,
+        "quantized": quantized,
+        "weight_bytes": {"before": diff.weight_bytes.0, "after": diff.weight_bytes.1},
+    })
 }

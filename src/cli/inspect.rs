@@ -6,7 +6,6 @@ use std::path::PathBuf;
 
 use onnx_quant::inspect::{Inspection, Port, inspect};
 use onnx_quant::ir::dtype::DataTypeExt;
-use onnx_quant::ir::load;
 
 use super::{Global, Outcome, output};
 
@@ -19,7 +18,7 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
-    let model = load::load(&args.model)?;
+    let model = super::load(&args.model)?;
     let bytes = std::fs::metadata(&args.model).map_or(0, |m| m.len());
     let found = inspect(&model, &args.model.display().to_string(), bytes);
     if global.json {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 use onnx_quant::engine::tract::TractEngine;
+use onnx_quant::ir::Model;
 use onnx_quant::ir::engine::Engine;
 
 mod check;
@@ -129,9 +130,24 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
         .is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
+/// Loads a model and warns of protobuf fields that the schema does not have.
+pub(crate) fn load(path: &std::path::Path) -> anyhow::Result<Model> {
+    let model = onnx_quant::ir::load::load(path)?;
+    for f in &model.unknown_fields {
+        eprintln!(
+            "warning: {}: field {} of {} ({} times) is not in the ONNX schema known here and would be lost",
+            path.display(),
+            f.number,
+            f.path,
+            f.count
+        );
+    }
+    Ok(model)
+}
+
 /// The runtime that calibrates and checks.
 pub(crate) fn engine() -> Arc<dyn Engine> {
-    Arc::new(TractEngine::default())
+    Arc::new(TractEngine)
 }
 
 /// Refuses an output that is the input, is a folder, or whose folder does not exist, before any work is done.

@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use onnx_quant::ir::load;
 use onnx_quant::ir::save::{self, ExternalData};
 use onnx_quant::pipeline::{self, NORMALIZE, Run, Watch};
 use onnx_quant::report::{SkipReport, skip_rows};
@@ -64,7 +63,7 @@ struct PassRow {
 /// Runs the command.
 pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
     check_output(&args.output, &[&args.model])?;
-    let mut model = load::load(&args.model)?;
+    let mut model = super::load(&args.model)?;
     let steps = match &args.pipeline {
         Some(text) => pipeline::parse(text)?,
         None => pipeline::parse(&NORMALIZE.join(","))?,
