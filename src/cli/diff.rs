@@ -35,6 +35,11 @@ fn as_json(diff: &GraphDiff) -> Value {
             .map(|c| json!({"key": c.key, "before": c.before, "after": c.after}))
             .collect()
     };
+    let rewired: Vec<Value> = diff
+        .rewired
+        .iter()
+        .map(|r| json!({"key": r.key, "operator": r.op_type, "values": r.values}))
+        .collect();
     let operators: Vec<Value> = diff
         .operators
         .iter()
@@ -50,7 +55,7 @@ fn as_json(diff: &GraphDiff) -> Value {
         "header": changes(&diff.header),
         "signature": changes(&diff.signature),
         "nodes": changes(&diff.nodes),
-        "rewired": changes(&diff.rewired),
+        "rewired": rewired,
         "initializers": changes(&diff.initializers),
         "operators": operators,
         "quantized": quantized,
