@@ -163,19 +163,16 @@ impl Batches {
     /// The chunk of a run that has samples left.
     fn open_chunk(&mut self, run: usize) -> Result<&mut Open, DataError> {
         let chunks = &self.data.runs()[run].chunks;
-        let next = match &self.open {
-            Some(o) if o.run == run && o.at < chunks[o.chunk].samples => None,
-            Some(o) if o.run == run => Some(o.chunk + 1),
-            _ => Some(0),
+        let (open, chunk) = match self.open.take() {
+            Some(o) if o.run == run && o.at < chunks[o.chunk].samples => (Some(o), 0),
+            Some(o) if o.run == run => (None, o.chunk + 1),
+            _ => (None, 0),
         };
-        if let Some(chunk) = next {
-            self.open = None;
-            self.open = Some(Open::new(run, chunk, &chunks[chunk])?);
-        }
-        match &mut self.open {
-            Some(open) => Ok(open),
-            None => unreachable!("a chunk is open: it was, or it has just been opened"),
-        }
+        let open = match open {
+            Some(open) => open,
+            None => Open::new(run, chunk, &chunks[chunk])?,
+        };
+        Ok(self.open.insert(open))
     }
 }
 

@@ -58,9 +58,8 @@ impl DataSet {
             };
             let mut presence = f.arrays.iter().zip(&mask).enumerate();
             if let Some(input) = presence.find_map(differs) {
-                let found = super::Names::new(select_some(&signature.inputs, &f.arrays));
                 let path = f.path.to_path_buf();
-                return Err(DataError::MissingInput { path, input, found });
+                return Err(DataError::Uneven { path, input });
             }
             let chunk = Chunk::new(f, &fed.iter().collect::<Vec<_>>())?;
             let samples = chunk.samples;
@@ -189,21 +188,12 @@ fn select<'a, T>(items: &'a [T], mask: &'a [bool]) -> impl Iterator<Item = &'a T
     items.iter().zip(mask).filter(|(_, m)| **m).map(|(i, _)| i)
 }
 
-fn select_some<'a, T>(
-    inputs: &'a [Input],
-    arrays: &'a [Option<T>],
-) -> impl Iterator<Item = &'a String> {
-    let both = inputs.iter().zip(arrays);
-    both.filter(|(_, a)| a.is_some()).map(|(i, _)| &i.name)
-}
-
 fn remarks(path: &Path, signature: &Signature, mask: &[bool], runs: &[Run]) -> Vec<String> {
     let mut notes = Vec::new();
-    let missing: Vec<bool> = mask.iter().map(|m| !m).collect();
-    let defaults = select(&signature.inputs, &missing).count();
-    let given_required = signature.required().count() < signature.inputs.len() - defaults;
-    if defaults > 0 && given_required {
-        for input in select(&signature.inputs, &missing) {
+    let pairs = || signature.inputs.iter().zip(mask);
+    // Old exporters list every weight as an input: defaults are worth a word only where the data feeds others.
+    if pairs().any(|(input, given)| input.optional && *given) {
+        for (input, _) in pairs().filter(|(_, given)| !**given) {
             notes.push(format!(
                 "the input `{}` is not in the data and keeps the model's default",
                 input.name

@@ -84,6 +84,14 @@ pub enum DataError {
         /// The names of the arrays.
         found: Names,
     },
+    /// An input with a default that some files of a folder feed and others do not.
+    #[error("{}: the input `{input}` has a default in the model: either all files must feed it, or none", path.display())]
+    Uneven {
+        /// The first file that differs from those before it.
+        path: PathBuf,
+        /// The input.
+        input: String,
+    },
     /// Two files or arrays for one input.
     #[error("{origin} is a second array for the input `{input}`")]
     Twice {
@@ -156,7 +164,9 @@ pub enum DataError {
     #[error("{0} holds no samples: its first axis has length 0")]
     NoSamples(Origin),
     /// Arrays of different numbers of samples.
-    #[error("{origin} holds {found} samples, but {other} holds {expected}")]
+    #[error(
+        "{origin} holds {found} samples, but {other} holds {expected}; where axis 0 does not count samples, give all arrays one axis more that does"
+    )]
     SampleCount {
         /// The array.
         origin: Origin,

@@ -57,6 +57,47 @@ fn names() {
 }
 
 #[test]
+fn an_input_with_a_default_is_fed_by_all_files_or_none() {
+    let f = Folder::new();
+    let mut model = signature(&[("w", DataType::Float, "n"), ("x", DataType::Float, "n")]);
+    model.inputs[0].optional = true;
+    f.npz("1.npz", &[("x", ramp(&[3]))]);
+    f.npz("2.npz", &[("x", ramp(&[3])), ("w", ramp(&[3]))]);
+    check(
+        &open_error(f.path(), &model),
+        &["2.npz", "`w` has a default", "or none"],
+    );
+}
+
+proptest::proptest! {
+    /// Whatever stands in a file, opening and reading end with a result.
+    #[test]
+    fn no_header_brings_the_reader_down(
+        text in "[{}()\\[\\]',:0-9a-zA-Z_<>|\\\\ -]{0,80}|\\{'descr': '[<>|][a-zA-Z][0-9]{0,3}', 'fortran_order': (True|False), 'shape': \\([0-9]{0,20},[0-9]{0,20}\\), \\}",
+        version in 0u8..5,
+        data in proptest::collection::vec(0u8..=255, 0..40),
+    ) {
+        let f = Folder::new();
+        let mut bytes = vec![0x93, b'N', b'U', b'M', b'P', b'Y', version, 0];
+        bytes.extend((text.len() as u16).to_le_bytes());
+        if version >= 2 {
+            bytes.extend([0, 0]);
+        }
+        bytes.extend(text.bytes().chain(data));
+        let path = f.file("x.npy", &bytes);
+        if let Ok(set) = DataSet::open(&path, &float("*")) {
+            for batch in set.batches(1 << 20).take(3).flatten() {
+                proptest::prop_assert!(batch.tensors[0].validate().is_ok());
+            }
+        }
+        if let Ok(labels) = Labels::open(&path) {
+            let width = labels.positions().unwrap_or(1);
+            proptest::prop_assert_eq!(labels.ids().len(), labels.len() * width);
+        }
+    }
+}
+
+#[test]
 fn types() {
     let f = Folder::new();
     let path = f.npz("d.npz", &[("x", i64s(&[2], &[1, 2]))]);

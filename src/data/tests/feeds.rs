@@ -106,6 +106,15 @@ fn an_input_with_a_default_may_be_missing() {
         data.peek_shapes(2),
         [("x".to_owned(), DataType::Float, vec![2])]
     );
+    assert_eq!(data.notes(), Vec::<String>::new());
+    let w = ("w", ramp(&[3, 2]));
+    model.inputs.push(input("v", DataType::Float, "1"));
+    model.inputs[2].optional = true;
+    let x = ("x", ramp(&[3, 1]));
+    let path = f.npz("w.npz", &[w, x]);
+    let with_default = DataSet::open(&path, &model).unwrap();
+    assert_eq!(with_default.fed().len(), 2);
+    assert!(with_default.notes()[0].contains("`v` is not in the data"));
     let npy = f.file("d.npy", &ramp(&[3]));
     assert_eq!(DataSet::open(&npy, &model).unwrap().fed()[0].name, "x");
 }
@@ -225,6 +234,18 @@ fn arrays_as_numpy_writes_them() {
     let stored = signature(&[("x", DataType::Float, "n,3,2")]);
     let stored = DataSet::open(&fixtures.join("numpy_stored.npz"), &stored).unwrap();
     assert_eq!(tensors(&all(&stored, 4)[0])[0].1, ramp(0..24));
+}
+
+#[test]
+fn threads_may_pull_the_batches_of_one_pass() {
+    use rayon::prelude::*;
+    let f = Folder::new();
+    let path = f.npz("d.npz", &[("x", ramp(&[97, 5]))]);
+    let data = DataSet::open(&path, &float("n,5")).unwrap();
+    let mut pulled: Vec<Batch> = data.batches(4).par_bridge().map(Result::unwrap).collect();
+    pulled.sort_by_key(|b| b.index);
+    let values = |batches: &[Batch]| batches.iter().map(tensors).collect::<Vec<_>>();
+    assert_eq!(values(&pulled), values(&all(&data, 4)));
 }
 
 #[test]
