@@ -65,8 +65,12 @@ pub(super) fn read_head(reader: &mut dyn Read) -> Result<Head, HeadError> {
     head.resize(text_start + text_size, 0);
     reader.read_exact(&mut head[text_start..])?;
     check_text(&head[text_start..]).map_err(|s| HeadError::Damaged(s.to_owned()))?;
-    let header = NpyHeader::from_reader(Cursor::new(&head))
-        .map_err(|e| HeadError::Damaged(format!("its header does not parse ({e})")))?;
+    let header = NpyHeader::from_reader(Cursor::new(&head)).map_err(|e| {
+        // A syntax error comes with a drawing of several lines.
+        let text = e.to_string();
+        let cause = text.lines().next().unwrap_or_default().trim_end();
+        HeadError::Damaged(format!("its header does not parse ({cause})"))
+    })?;
     interpret(&header, head.len())
 }
 

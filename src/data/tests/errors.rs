@@ -260,6 +260,12 @@ fn files() {
     );
     let huge = npy("<f4", false, &[usize::MAX, 2], &[]);
     check(&open(&f.file("x.npy", &huge)), &["shape is too large"]);
+    let mut cut = ramp(&[1]);
+    cut[11] = b'(';
+    check(
+        &open(&f.file("x.npy", &cut)),
+        &["header does not parse (could not parse Python expression)"],
+    );
     let deep = format!("\u{93}NUMPY\u{1}\0{}", "(".repeat(3000));
     check(&open(&f.file("x.npy", deep.as_bytes())), &["damaged"]);
     let sets = Folder::new();
