@@ -20,6 +20,8 @@ pub const NORMALIZE: &[&str] = &[
     "remove_identity",
     "fold_constants",
     "fold_batchnorm",
+    "merge_constants",
+    "strip_debug_info",
     "drop_unused",
 ];
 
@@ -32,7 +34,6 @@ pub const REWRITE: &[&str] = &[
     "quantize_weights",
     "quantize_bias",
     "remove_redundant_qdq",
-    "share_qdq_parameters",
     "drop_unused",
 ];
 

@@ -14,6 +14,7 @@ pub mod inline_functions;
 pub mod insert_qdq;
 pub mod lift_constants;
 pub mod lower_qdq;
+pub mod merge_constants;
 pub mod ops;
 pub mod plan;
 pub mod qdq;
@@ -26,6 +27,7 @@ pub mod settings;
 pub mod share_qdq_parameters;
 pub mod specialize;
 pub mod split_shared_weights;
+pub mod strip_debug_info;
 #[cfg(test)]
 mod testing;
 pub mod upgrade_opset;

@@ -15,7 +15,7 @@
 //! The signature. Codes never wrap: the weight's scale has been raised where they would not fit.
 //!
 //! # Opset notes
-//! DequantizeLinear takes INT32 since opset 10, one scale for each channel since opset 13.
+//! DequantizeLinear takes INT32 since opset 10; its zero point is 0 and not written. One scale for each channel since opset 13.
 //!
 //! # References
 //! Jacob et al. 2018, section 2.4.
@@ -142,19 +142,13 @@ fn insert(model: &mut Model, names: &mut Names, node: NodeId, bias: &Bias) {
     let channels = bias.codes.len() as i64;
     let codes = Tensor::from_i32(&[channels], &bias.codes);
     let codes = model.add_initializer(graph, &names.fresh(&format!("{stem}_quantized")), codes);
-    let (dims, zeros) = if per_channel {
-        (vec![channels], vec![0; bias.codes.len()])
-    } else {
-        (vec![], vec![0])
-    };
+    let dims = if per_channel { vec![channels] } else { vec![] };
     let scale = Tensor::from_f32(&dims, &bias.scales);
     let scale = model.add_initializer(graph, &names.fresh(&format!("{stem}_scale")), scale);
-    let zero = Tensor::from_i32(&dims, &zeros);
-    let zero = model.add_initializer(graph, &names.fresh(&format!("{stem}_zero_point")), zero);
     let real = model.add_op(
         graph,
         qdq::dequantize_spec(per_channel.then_some(0)),
-        &[codes, scale, zero],
+        &[codes, scale],
         &names.fresh(&format!("{stem}_DequantizeLinear_Output")),
     );
     model.set_input(node, bias.slot, Some(real));

@@ -11,6 +11,8 @@ pub fn all() -> Vec<&'static dyn Pass> {
         &crate::upgrade_opset::UpgradeOpset,
         &crate::fold_constants::FoldConstants,
         &crate::remove_identity::RemoveIdentity,
+        &crate::merge_constants::MergeConstants,
+        &crate::strip_debug_info::StripDebugInfo,
         &crate::fold_batchnorm::FoldBatchnorm,
         &crate::drop_unused::DropUnused,
         &crate::assign_precision::AssignPrecision,

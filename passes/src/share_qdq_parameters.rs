@@ -106,7 +106,12 @@ fn merge_equal_parameters(model: &mut Model) -> bool {
     let mut first: BTreeMap<Key, ValueId> = BTreeMap::new();
     let mut changed = false;
     for node in model.all_nodes() {
-        if qdq::quantize(model, node).is_none() && qdq::dequantize(model, node).is_none() {
+        // The parameters of a weight stay its own: onnxruntime rewrites int8 weights to uint8 in place, one by one,
+        // and fails on a zero point that two of them share.
+        let of_activation = |d: Qdq| model.producer(d.input).is_some();
+        if qdq::quantize(model, node).is_none()
+            && !qdq::dequantize(model, node).is_some_and(of_activation)
+        {
             continue;
         }
         for slot in [1, 2] {
