@@ -68,7 +68,7 @@ pub(super) fn read_head(reader: &mut dyn Read) -> Result<Head, HeadError> {
     let header = NpyHeader::from_reader(Cursor::new(&head)).map_err(|e| {
         // A syntax error comes with a drawing of several lines.
         let text = e.to_string();
-        let cause = text.lines().next().unwrap_or_default().trim_end();
+        let cause = text.split(": ").next().unwrap_or_default();
         HeadError::Damaged(format!("its header does not parse ({cause})"))
     })?;
     interpret(&header, head.len())
