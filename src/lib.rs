@@ -17,6 +17,7 @@ mod prepared;
 mod progress;
 pub mod quantize;
 pub mod report;
+pub mod run;
 
 pub use error::Error;
 pub use onnx_quant_ir as ir;

@@ -21,6 +21,7 @@ mod output;
 mod passes;
 mod quantize;
 mod rewrite;
+mod run;
 
 /// What a command ends with.
 pub(crate) enum Outcome {
@@ -76,6 +77,8 @@ enum Command {
     Quantize(Box<quantize::Args>),
     /// Run two models side by side on evaluation data
     Check(check::Args),
+    /// Run one model on data and save its outputs
+    Run(run::Args),
     /// Show what a model is, and how it is quantized
     Inspect(inspect::Args),
     /// Show what changed between two models
@@ -107,6 +110,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Demo(a) => demo::run(a, &cli.global),
         Command::Quantize(a) => quantize::run(a, &cli.global),
         Command::Check(a) => check::run(a, &cli.global),
+        Command::Run(a) => run::run(a, &cli.global),
         Command::Inspect(a) => inspect::run(a, &cli.global),
         Command::Diff(a) => diff::run(a, &cli.global),
         Command::Passes(a) => passes::run(a, &cli.global),
@@ -117,10 +121,22 @@ pub(crate) fn main() -> ExitCode {
         Ok(Outcome::CheckFailed) => ExitCode::from(1),
         Err(e) if is_broken_pipe(&e) => ExitCode::SUCCESS,
         Err(e) => {
-            let _ = writeln!(std::io::stderr(), "error: {e:#}");
+            let _ = writeln!(std::io::stderr(), "error: {}", sentence(&e));
             ExitCode::from(2)
         }
     }
+}
+
+/// The error with its causes, each said once: many errors have their cause in their own sentence.
+fn sentence(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
 }
 
 /// The reader of our output went away (`onnx-quant inspect … | head`): that is no failure.

@@ -101,6 +101,12 @@ impl DataSet {
         self.limit == 0
     }
 
+    /// The arrays hold complete feeds: each sample is one run, and outputs have no axis of samples.
+    pub fn holds_feeds(&self) -> bool {
+        let feeds = |r: &Run| !matches!(r.layout(), Layout::Samples { .. });
+        self.inner.runs.iter().any(feeds)
+    }
+
     /// The inputs that the tensors of a batch are for, in order: the signature's, without optional inputs that the
     /// data leaves out.
     pub fn fed(&self) -> &[Input] {

@@ -1,3 +1,5 @@
+//! Tests of data feeds, through files on disk.
+
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod errors;
