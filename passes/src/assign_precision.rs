@@ -42,7 +42,7 @@ pub struct AssignPrecision;
 
 static INFO: PassInfo = PassInfo {
     name: "assign_precision",
-    summary: "decides for every node in what form it runs, and for every tensor how it is stored",
+    summary: "Decides for every node in what form it runs, and for every tensor how it is stored",
     source: include_str!("assign_precision.rs"),
     exact: true,
 };

@@ -1,8 +1,8 @@
-//! *What it does.* Computes what does not depend on the inputs: a node whose inputs are all constants gives way to
+//! **What it does.** Computes what does not depend on the inputs: a node whose inputs are all constants gives way to
 //! initializers, and so do `Constant` nodes and the `Shape` or `Size` of a value whose shape is fixed. Works inside the
 //! branches and bodies of control flow too.
 //!
-//! *Before → After.*
+//! **Before → After.**
 //! ```text
 //! w = Transpose(w0)          w = <constant>
 //! s = Shape(x: [1, 64])  →   y = MatMul(x, w)
@@ -11,18 +11,18 @@
 //! z = Reshape(y, t)
 //! ```
 //!
-//! *When it does not fire.* An initializer that is also a graph input is no constant. Random operators, training-time
+//! **When it does not fire.** An initializer that is also a graph input is no constant. Random operators, training-time
 //! `Dropout`, `QuantizeLinear` and `DequantizeLinear` stay. A result that takes more than 1 KiB and more than the
 //! constants it comes from stays computed (`Expand`, `Tile`, `ConstantOfShape`). Functions that runtimes round
 //! differently (`Exp`, `Tanh`, float sums, matrix products …) stay unless the option `all=yes` is given.
 //!
-//! *Invariants kept.* Every output bit for bit (but for `all=yes`), names and order of inputs and outputs; a graph
+//! **Invariants kept.** Every output bit for bit (but for `all=yes`), names and order of inputs and outputs; a graph
 //! output that is constant is the `Identity` of an initializer. Folded values keep their names. Initializers that only
 //! folded nodes used go.
 //!
-//! *Opset notes.* All versions; the one-sided broadcasting of opsets before 7 is left alone.
+//! **Opset notes.** All versions; the one-sided broadcasting of opsets before 7 is left alone.
 //!
-//! *References.* ONNX standard, the operators' own texts; "Constant folding" in any compiler book.
+//! **References.** ONNX standard, the operators' own texts; "Constant folding" in any compiler book.
 
 use std::collections::{HashMap, HashSet};
 
@@ -33,7 +33,7 @@ use crate::infer::{self, Facts, Options, Shapes};
 
 static INFO: PassInfo = PassInfo {
     name: "fold_constants",
-    summary: "compute what does not depend on the inputs",
+    summary: "Computes what does not depend on the inputs",
     source: include_str!("fold_constants.rs"),
     exact: true,
 };

@@ -32,7 +32,7 @@ pub struct InsertQdq;
 
 static INFO: PassInfo = PassInfo {
     name: "insert_qdq",
-    summary: "puts QuantizeLinear/DequantizeLinear pairs on the activations that the plan quantizes",
+    summary: "Puts QuantizeLinear/DequantizeLinear pairs on the activations that the plan quantizes",
     source: include_str!("insert_qdq.rs"),
     exact: false,
 };

@@ -50,7 +50,7 @@ pub struct LowerQdq;
 
 static INFO: PassInfo = PassInfo {
     name: "lower_qdq",
-    summary: "lowers QuantizeLinear and DequantizeLinear for execution",
+    summary: "Lowers QuantizeLinear and DequantizeLinear for execution",
     source: include_str!("lower_qdq.rs"),
     exact: true,
 };

@@ -29,7 +29,7 @@ pub struct MergeConstants;
 
 static INFO: PassInfo = PassInfo {
     name: "merge_constants",
-    summary: "stores equal constants once",
+    summary: "Stores equal constants once",
     source: include_str!("merge_constants.rs"),
     exact: true,
 };

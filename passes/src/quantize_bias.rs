@@ -34,7 +34,7 @@ pub struct QuantizeBias;
 
 static INFO: PassInfo = PassInfo {
     name: "quantize_bias",
-    summary: "stores the biases of integer operators as INT32 with scale input × weight",
+    summary: "Stores the biases of integer operators as INT32 with scale input × weight",
     source: include_str!("quantize_bias.rs"),
     exact: false,
 };

@@ -41,7 +41,7 @@ pub struct QuantizeWeights;
 
 static INFO: PassInfo = PassInfo {
     name: "quantize_weights",
-    summary: "stores the weights of the plan as codes, with a DequantizeLinear before each reader",
+    summary: "Stores the weights of the plan as codes, with a DequantizeLinear before each reader",
     source: include_str!("quantize_weights.rs"),
     exact: false,
 };

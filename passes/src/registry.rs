@@ -23,6 +23,7 @@ pub fn all() -> Vec<&'static dyn Pass> {
         &crate::quantize_bias::QuantizeBias,
         &crate::remove_redundant_qdq::RemoveRedundantQdq,
         &crate::specialize::Specialize,
+        &crate::lower_qdq::LowerQdq,
     ]
 }
 

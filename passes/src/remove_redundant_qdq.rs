@@ -31,7 +31,7 @@ pub struct RemoveRedundantQdq;
 
 static INFO: PassInfo = PassInfo {
     name: "remove_redundant_qdq",
-    summary: "removes quantize and dequantize nodes that say nothing new",
+    summary: "Removes quantize and dequantize nodes that say nothing new",
     source: include_str!("remove_redundant_qdq.rs"),
     exact: true,
 };

@@ -33,7 +33,7 @@ pub struct ShareQdqParameters;
 
 static INFO: PassInfo = PassInfo {
     name: "share_qdq_parameters",
-    summary: "gives operators that only move values the same quantization parameters before and after",
+    summary: "Gives operators that only move values the same quantization parameters before and after",
     source: include_str!("share_qdq_parameters.rs"),
     exact: false,
 };

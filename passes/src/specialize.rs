@@ -1,9 +1,9 @@
-//! *What it does.* Makes a model concrete for one set of input shapes, for execution only: the inputs get the given
+//! **What it does.** Makes a model concrete for one set of input shapes, for execution only: the inputs get the given
 //! types and shapes, everything that these shapes decide becomes a constant, an `If` whose condition is decided gives
 //! way to the branch taken, and what nothing needs any more goes. Declared types of inner values and symbolic output
 //! shapes are dropped, since they may contradict the concrete ones.
 //!
-//! *Before → After.*
+//! **Before → After.**
 //! ```text
 //! x: [batch, 64]                            x: [8, 64]
 //! s = Shape(x); d = Gather(s, 0)            shape = {8, -1}
@@ -12,16 +12,16 @@
 //! z = If(Equal(d, 1)) {Squeeze(y)} {y}      z = Identity(y)
 //! ```
 //!
-//! *When it does not fire.* A constant over 1 MiB is left to be computed; loops stay, with their bodies simplified; an
+//! **When it does not fire.** A constant over 1 MiB is left to be computed; loops stay, with their bodies simplified; an
 //! `If` stays where data decides it. Inputs for which no shape is given keep their declared one.
 //!
-//! *Invariants kept.* Names and order of inputs and outputs. An input whose value is given stays in the signature and
+//! **Invariants kept.** Names and order of inputs and outputs. An input whose value is given stays in the signature and
 //! is used by nothing. An initializer that is also an input and is not fed becomes a constant and leaves the signature.
 //! For the given shapes and values every output is what it was.
 //!
-//! *Opset notes.* All versions: axes, pads, splits and the like are read from attributes or inputs, wherever they stand.
+//! **Opset notes.** All versions: axes, pads, splits and the like are read from attributes or inputs, wherever they stand.
 //!
-//! *References.* ONNX standard, "Shape inference" and operators `If`, `Shape`, `Reshape`; NumPy broadcasting.
+//! **References.** ONNX standard, "Shape inference" and operators `If`, `Shape`, `Reshape`; NumPy broadcasting.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -34,7 +34,7 @@ use crate::infer::{self, Fact, Facts, Options, Shapes};
 
 static INFO: PassInfo = PassInfo {
     name: "specialize",
-    summary: "make a model concrete for given input shapes (for execution only)",
+    summary: "Makes a model concrete for given input shapes (for execution only)",
     source: include_str!("specialize.rs"),
     // Outputs are kept for the given shapes and values only.
     exact: false,

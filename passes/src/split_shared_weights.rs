@@ -29,7 +29,7 @@ pub struct SplitSharedWeights;
 
 static INFO: PassInfo = PassInfo {
     name: "split_shared_weights",
-    summary: "gives every use of a weight its own copy where the uses want it in different forms",
+    summary: "Gives every use of a weight its own copy where the uses want it in different forms",
     source: include_str!("split_shared_weights.rs"),
     exact: true,
 };

@@ -1,4 +1,4 @@
-//! Removes what an exporter wrote for debugging itself.
+//! Removes what an exporter wrote into the file to debug itself.
 //!
 //! # What it does
 //! PyTorch's exporters store, beside every node, the stack trace, the module hierarchy and the source expression it
@@ -32,7 +32,7 @@ pub struct KeepDebugInfo;
 
 static INFO: PassInfo = PassInfo {
     name: "strip_debug_info",
-    summary: "removes what an exporter wrote for debugging itself",
+    summary: "Removes what an exporter wrote into the file to debug itself",
     source: include_str!("strip_debug_info.rs"),
     exact: true,
 };
@@ -86,4 +86,64 @@ fn entries(props: &mut Vec<StringStringEntryProto>) -> usize {
         !debugging
     });
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+    use onnx_quant_ir::text;
+
+    fn noted() -> Model {
+        let mut model =
+            text::parse("main (float[4] X) => (float[4] Y)\n{\n  [relu] Y = Relu (X)\n}\n")
+                .unwrap();
+        let entry = |key: &str| StringStringEntryProto {
+            key: Some(key.to_owned()),
+            value: Some("12345".to_owned()),
+        };
+        let node = model.all_nodes()[0];
+        let proto = &mut model.node_mut(node).proto;
+        proto.doc_string = Some("where it was".to_owned());
+        proto.metadata_props = vec![
+            entry("pkg.torch.onnx.stack_trace"),
+            entry("owner"),
+            entry("namespace"),
+        ];
+        model
+    }
+
+    #[test]
+    fn traces_go_and_entries_of_others_stay() {
+        let mut model = noted();
+        let mut cx = PassContext::default();
+        assert_eq!(
+            StripDebugInfo.run(&mut model, &mut cx).unwrap(),
+            Changed::Yes
+        );
+        let node = model.all_nodes()[0];
+        let proto = &model.node(node).proto;
+        assert_eq!(proto.doc_string, None);
+        let keys: Vec<&str> = proto.metadata_props.iter().map(|p| p.key()).collect();
+        assert_eq!(keys, ["owner"]);
+        assert!(cx.notes[0].message.contains("57 bytes"), "{:?}", cx.notes);
+        assert_eq!(
+            StripDebugInfo.run(&mut model, &mut cx).unwrap(),
+            Changed::No
+        );
+    }
+
+    #[test]
+    fn everything_stays_where_it_is_asked_for() {
+        let mut model = noted();
+        let mut cx = PassContext::default();
+        cx.insert(KeepDebugInfo);
+        assert_eq!(
+            StripDebugInfo.run(&mut model, &mut cx).unwrap(),
+            Changed::No
+        );
+        let node = model.all_nodes()[0];
+        assert_eq!(model.node(node).proto.metadata_props.len(), 3);
+    }
 }

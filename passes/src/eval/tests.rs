@@ -1,3 +1,5 @@
+//! Tests of the evaluator, operator by operator.
+
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use onnx_quant_ir::node::{attr_i, attr_ints, attr_s};

@@ -1,3 +1,5 @@
+//! Tests of fold_batchnorm: what is folded is equal to what stood there.
+
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Tests of the inference of types, shapes and small constants.
+
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use onnx_quant_ir::node::{attr_f, attr_i, attr_ints, attr_s};

@@ -1,3 +1,5 @@
+//! Tests of inline_functions: names, captures, nested calls, refusals.
+
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use super::*;

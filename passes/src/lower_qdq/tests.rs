@@ -1,3 +1,5 @@
+//! Tests of lower_qdq: what is folded, merged, written out and left.
+
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use super::*;

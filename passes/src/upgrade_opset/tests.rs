@@ -1,3 +1,5 @@
+//! Tests of upgrade_opset, version by version.
+
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use super::*;
