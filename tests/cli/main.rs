@@ -1,0 +1,7 @@
+//! The program from end to end: its commands, what it does with bad input, and the commands of the README.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod bad_input;
+mod commands;
+mod readme;
+mod sandbox;
