@@ -78,7 +78,7 @@ fn a_file_that_is_no_model() {
 fn a_model_that_ends_anywhere() {
     let dir = Sandbox::with_net();
     let whole = dir.read("net.onnx");
-    let engine: Arc<dyn Engine> = Arc::new(TractEngine::default());
+    let engine: Arc<dyn Engine> = Arc::new(TractEngine);
     let mut read = 0;
     for end in 0..whole.len() {
         dir.write("cut.onnx", &whole[..end]);
@@ -222,6 +222,9 @@ fn external_data_that_cannot_be_used() {
     refused(&dir, QUANTIZE, &["`W1`"]);
 }
 
+/// Name, shape and values of an array, and the words that the error must have.
+type Case<'a> = (&'a str, &'a [usize], &'a [f32], &'a [&'a str]);
+
 #[test]
 fn calibration_data_that_does_not_fit() {
     let dir = Sandbox::with_net();
@@ -230,7 +233,7 @@ fn calibration_data_that_does_not_fit() {
     hole[70] = f32::NAN;
     let mut huge = data.clone();
     huge[200] = f32::INFINITY;
-    let cases: [(&str, &[usize], &[f32], &[&str]); 7] = [
+    let cases: [Case<'_>; 7] = [
         ("image", &[4, 1, 8, 8], &data, &["`image`", "`x`"]),
         ("x", &[4, 64], &data, &["`x`", "[4, 64]"]),
         ("x", &[4, 2, 8, 4], &data, &["`x`", "axis 1"]),

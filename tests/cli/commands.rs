@@ -286,6 +286,31 @@ fn run_writes_outputs_that_can_be_fed_again() {
 }
 
 #[test]
+fn run_drops_padding_and_stacks_complete_feeds() {
+    let dir = Sandbox::new();
+    dir.model(
+        "pair.onnx",
+        "main (float[2,3] x) => (float[2,3] y)\n{\n  y = Neg (x)\n}\n",
+    );
+    let shape = |answer: &Value| answer["outputs"][0]["shape"].clone();
+    dir.npz("five.npz", &[("x", &[5, 3], &noise(15, 1))]);
+    let answer = dir
+        .line("run pair.onnx --data five.npz -o out.npz --json")
+        .ends(0)
+        .json();
+    assert_eq!(shape(&answer), serde_json::json!([5, 3]));
+    assert!(text(&answer, "/notes/0").contains("2 samples at a time"));
+    dir.npz("feeds.npz", &[("x", &[4, 2, 3], &noise(24, 1))]);
+    let answer = dir
+        .line("run pair.onnx --data feeds.npz -o out.npz --json")
+        .ends(0)
+        .json();
+    assert_eq!(shape(&answer), serde_json::json!([4, 2, 3]));
+    dir.line("check pair.onnx pair.onnx --eval feeds.npz --max-drop 0")
+        .ends(0);
+}
+
+#[test]
 fn inspect_counts() {
     let dir = Sandbox::with_net();
     let answer = dir.line("inspect net.onnx --json").ends(0).json();
