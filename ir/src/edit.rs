@@ -344,6 +344,17 @@ impl Model {
         }
     }
 
+    /// Moves a constant to a graph around its own, under a name that is free there.
+    pub fn move_initializer(&mut self, value: ValueId, graph: GraphId, name: &str) {
+        self.drop_value_info(value);
+        let v = self.value_mut(value);
+        let old = std::mem::replace(&mut v.graph, graph);
+        v.name = name.to_owned();
+        self.graph_mut(old).initializers.retain(|&i| i != value);
+        self.graph_mut(graph).initializers.push(value);
+        self.refresh_captures();
+    }
+
     /// Makes a value a constant (it must have no producer), or replaces its data.
     pub fn set_initializer(&mut self, value: ValueId, tensor: Tensor) {
         let v = self.value_mut(value);

@@ -29,6 +29,7 @@ use onnx_quant_ir::{DataType, Model, NodeId, ValueId};
 use onnx_quant_numerics::affine::QParams;
 
 use crate::calibration::Calibration;
+use crate::ops;
 use crate::plan::{ActivationPlan, NodePlan, Precision, PrecisionPlan, WeightPlan};
 use crate::settings::{QuantSettings, Selector};
 
@@ -203,33 +204,50 @@ fn weight_plans(
         if !matches!(placement.modes[&node], Mode::Integer | Mode::WeightOnly(_)) {
             continue;
         }
-        let (slot, axis, gathered) = match placement.linears.get(&node) {
-            Some(linear) => (linear.weight, linear.axis, false),
-            None => (0, Some(1), true),
-        };
-        let Some(value) = model.input(node, slot) else {
-            continue;
-        };
-        let key = model.value_key(value);
-        let axis = axis.filter(|_| settings.per_channel());
-        let reader = (model.node_key(node), slot);
-        let same = plans
-            .iter_mut()
-            .find(|p| p.key == key && p.axis == axis && p.gathered == gathered);
-        match same {
-            Some(p) => {
-                p.readers.insert(reader);
+        for (slot, axis, gathered) in weight_slots(model, placement, node) {
+            let Some(value) = model.input(node, slot) else {
+                continue;
+            };
+            let key = model.value_key(value);
+            let axis = axis.filter(|_| settings.per_channel());
+            let reader = (model.node_key(node), slot);
+            let same = plans
+                .iter_mut()
+                .find(|p| p.key == key && p.axis == axis && p.gathered == gathered);
+            match same {
+                Some(p) => {
+                    p.readers.insert(reader);
+                }
+                None => plans.push(WeightPlan {
+                    key,
+                    base: format.base,
+                    axis,
+                    readers: BTreeSet::from([reader]),
+                    gathered,
+                }),
             }
-            None => plans.push(WeightPlan {
-                key,
-                base: format.base,
-                axis,
-                readers: BTreeSet::from([reader]),
-                gathered,
-            }),
         }
     }
     plans
+}
+
+/// The weights of a node: input slot, axis of the channels, and whether rows are gathered.
+fn weight_slots(
+    model: &Model,
+    placement: &Placement<'_>,
+    node: NodeId,
+) -> Vec<(usize, Option<usize>, bool)> {
+    if let Some(linear) = placement.linears.get(&node) {
+        return vec![(linear.weight, linear.axis, false)];
+    }
+    let recurrent = ops::recurrent(model, node);
+    if recurrent.is_empty() {
+        return vec![(0, Some(1), true)];
+    }
+    recurrent
+        .into_iter()
+        .map(|slot| (slot, Some(1), false))
+        .collect()
 }
 
 fn node_plan(

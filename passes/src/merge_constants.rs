@@ -1,7 +1,9 @@
 //! Stores equal constants once.
 //!
 //! # What it does
-//! Initializers of one graph with the same type, shape and bytes become one: every reader uses the first.
+//! Initializers of one graph with the same type, shape and bytes become one: every reader uses the first. Equal
+//! initializers of 1 KiB and more in different graphs (the branches of an If, most often) move to the innermost graph
+//! around them all.
 //!
 //! # Before → After
 //! `Mul(x, A), Mul(y, B)` with `A = B` becomes `Mul(x, A), Mul(y, A)`.
@@ -24,6 +26,9 @@ use std::collections::{BTreeMap, HashSet};
 use onnx_quant_ir::pass::{Changed, Pass, PassContext, PassError, PassInfo};
 use onnx_quant_ir::{GraphId, Model, ValueId};
 
+/// Bytes from which equal constants of different graphs are merged.
+const ACROSS_GRAPHS: usize = 1024;
+
 /// See the head of this file.
 pub struct MergeConstants;
 
@@ -40,8 +45,7 @@ impl Pass for MergeConstants {
     }
 
     fn run(&self, model: &mut Model, cx: &mut PassContext) -> Result<Changed, PassError> {
-        type Kind = (GraphId, i32, Vec<i64>);
-        let mut kinds: BTreeMap<Kind, Vec<ValueId>> = BTreeMap::new();
+        let mut kinds: BTreeMap<(i32, Vec<i64>), Vec<ValueId>> = BTreeMap::new();
         for graph in model.graph_ids() {
             for &value in &model.graph(graph).initializers {
                 let v = model.value(value);
@@ -51,7 +55,7 @@ impl Pass for MergeConstants {
                     .as_ref()
                     .filter(|t| mergeable && t.byte_len().is_ok())
                 {
-                    let kind = (graph, t.dtype() as i32, t.dims().to_vec());
+                    let kind = (t.dtype() as i32, t.dims().to_vec());
                     kinds.entry(kind).or_default().push(value);
                 }
             }
@@ -70,19 +74,49 @@ impl Pass for MergeConstants {
 
 /// Merges values of one type and shape; returns those that nothing uses any more.
 fn merge(model: &mut Model, values: &[ValueId]) -> Vec<ValueId> {
-    let mut first: BTreeMap<Vec<u8>, ValueId> = BTreeMap::new();
-    let mut gone = Vec::new();
+    let mut equal: BTreeMap<(Option<GraphId>, Vec<u8>), Vec<ValueId>> = BTreeMap::new();
     for &value in values {
         let Some(bytes) = model.constant(value).and_then(|t| t.bytes().ok()) else {
             continue;
         };
-        let kept = *first.entry(digest(&bytes)).or_insert(value);
-        if kept != value {
+        let home = (bytes.len() < ACROSS_GRAPHS).then_some(model.value(value).graph);
+        equal.entry((home, digest(&bytes))).or_default().push(value);
+    }
+    let mut gone = Vec::new();
+    for group in equal.values().filter(|g| g.len() > 1) {
+        let home = group
+            .iter()
+            .map(|&v| model.value(v).graph)
+            .reduce(|a, b| common_graph(model, a, b))
+            .unwrap_or(Model::MAIN);
+        let kept = group[0];
+        if model.value(kept).graph != home {
+            let name = model.names().fresh(&model.value(kept).name);
+            model.move_initializer(kept, home, &name);
+        }
+        for &value in &group[1..] {
             model.replace_value(value, kept);
             gone.push(value);
         }
     }
     gone
+}
+
+/// The innermost graph that holds both, or that both stand in.
+fn common_graph(model: &Model, a: GraphId, b: GraphId) -> GraphId {
+    let around = |mut g: GraphId| {
+        let mut path = vec![g];
+        while let Some((node, _)) = &model.graph(g).parent {
+            g = model.node(*node).graph;
+            path.push(g);
+        }
+        path
+    };
+    let of_a = around(a);
+    around(b)
+        .into_iter()
+        .find(|g| of_a.contains(g))
+        .unwrap_or(Model::MAIN)
 }
 
 /// What stands for the bytes of a tensor while tensors are compared: the bytes, or their SHA-256 where they are long.

@@ -158,6 +158,16 @@ pub fn embedding(model: &Model, node: NodeId) -> Option<ValueId> {
     (rank(model, table) == 2).then_some(table)
 }
 
+/// The weight slots of a recurrent operator (input and recurrence weights, channels on axis 1) that hold constants.
+pub fn recurrent(model: &Model, node: NodeId) -> Vec<usize> {
+    let n = model.node(node);
+    if !["LSTM", "GRU", "RNN"].iter().any(|op| n.is(op)) {
+        return Vec::new();
+    }
+    let constant = |&slot: &usize| weight_of(model, node, slot).is_ok_and(|w| rank(model, w) == 3);
+    [1, 2].into_iter().filter(constant).collect()
+}
+
 /// Operators with an integer kernel that gain where they stand between quantized operators.
 pub fn is_supporting(op: &str) -> bool {
     matches!(

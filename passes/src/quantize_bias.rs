@@ -15,15 +15,15 @@
 //! The signature. Codes never wrap: the weight's scale has been raised where they would not fit.
 //!
 //! # Opset notes
-//! DequantizeLinear takes INT32 since opset 10; its zero point is 0 and not written. One scale for each channel since opset 13.
+//! DequantizeLinear takes INT32 since opset 10; its zero point is 0. One scale for each channel since opset 13.
 //!
 //! # References
 //! Jacob et al. 2018, section 2.4.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use onnx_quant_ir::pass::{Changed, Pass, PassContext, PassError, PassInfo};
-use onnx_quant_ir::{DataType, Model, Names, NodeId, Tensor};
+use onnx_quant_ir::{DataType, GraphId, Model, Names, NodeId, Tensor, ValueId};
 use onnx_quant_numerics::bias::quantize_bias;
 
 use crate::plan::PrecisionPlan;
@@ -53,6 +53,7 @@ impl Pass for QuantizeBias {
                 .collect()
         });
         let mut names = model.names();
+        let mut zeros = Zeros::new();
         let mut changed = false;
         for node in model.all_nodes() {
             if planned
@@ -64,7 +65,7 @@ impl Pass for QuantizeBias {
             match bias_of(model, node) {
                 None => {}
                 Some(Ok(bias)) => {
-                    insert(model, &mut names, node, &bias);
+                    insert(model, &mut names, &mut zeros, node, &bias);
                     changed = true;
                 }
                 Some(Err(reason)) => cx.skip(model, node, reason),
@@ -132,7 +133,10 @@ fn bias_of(model: &Model, node: NodeId) -> Option<Result<Bias, String>> {
     )
 }
 
-fn insert(model: &mut Model, names: &mut Names, node: NodeId, bias: &Bias) {
+/// The zero points made so far, by graph and shape: biases of the same length share theirs.
+type Zeros = BTreeMap<(GraphId, Vec<i64>), ValueId>;
+
+fn insert(model: &mut Model, names: &mut Names, zeros: &mut Zeros, node: NodeId, bias: &Bias) {
     let Some(old) = model.input(node, bias.slot) else {
         return;
     };
@@ -145,10 +149,14 @@ fn insert(model: &mut Model, names: &mut Names, node: NodeId, bias: &Bias) {
     let dims = if per_channel { vec![channels] } else { vec![] };
     let scale = Tensor::from_f32(&dims, &bias.scales);
     let scale = model.add_initializer(graph, &names.fresh(&format!("{stem}_scale")), scale);
+    let zero = *zeros.entry((graph, dims.clone())).or_insert_with(|| {
+        let tensor = Tensor::from_i32(&dims, &vec![0; dims.iter().product::<i64>() as usize]);
+        model.add_initializer(graph, &names.fresh(&format!("{stem}_zero_point")), tensor)
+    });
     let real = model.add_op(
         graph,
         qdq::dequantize_spec(per_channel.then_some(0)),
-        &[codes, scale],
+        &[codes, scale, zero],
         &names.fresh(&format!("{stem}_DequantizeLinear_Output")),
     );
     model.set_input(node, bias.slot, Some(real));

@@ -39,8 +39,8 @@ impl Default for QuantSettings {
             weight_scheme: Scheme::Symmetric,
             activation_scheme: Scheme::Asymmetric,
             reduce_range: false,
-            calibrator: Calibrator::MinMax,
-            min_activation_sqnr: 22.0,
+            calibrator: Calibrator::Mse,
+            min_activation_sqnr: 26.0,
             selection: Selection::default(),
         }
     }

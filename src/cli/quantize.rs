@@ -63,7 +63,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SCHEME", default_value = "asymmetric")]
     activation_scheme: Scheme,
     /// How ranges are chosen: minmax, percentile:99.99, kl or mse
-    #[arg(long, value_name = "METHOD", default_value = "minmax")]
+    #[arg(long, value_name = "METHOD", default_value = "mse")]
     calibrator: Calibrator,
     /// Least signal-to-noise ratio (dB) of a quantized activation; a layer below keeps its activation in float
     #[arg(long, value_name = "DB", default_value_t = QuantSettings::default().min_activation_sqnr)]

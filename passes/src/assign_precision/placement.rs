@@ -87,6 +87,12 @@ impl<'a> Placement<'a> {
             {
                 Mode::WeightOnly("rows are looked up in few bits and dequantized".to_owned())
             }
+            None if !ops::recurrent(self.model, node).is_empty()
+                && self.settings.weights.is_some() =>
+            {
+                let op = self.model.node(node).op_type();
+                Mode::WeightOnly(format!("{op} has no integer kernel in Q/DQ form"))
+            }
             None if !activations => Mode::Float(self.default_reason(node)),
             None if self.can_support(node) => Mode::Supporting,
             None if ops::is_preserving(self.model, node) => Mode::Preserving,
@@ -112,9 +118,6 @@ impl<'a> Placement<'a> {
         }
         if n.graph != Model::MAIN {
             return "stands inside a subgraph".to_owned();
-        }
-        if n.is("LSTM") || n.is("GRU") || n.is("RNN") {
-            return format!("{} has no integer kernel in Q/DQ form", n.op_type());
         }
         if ops::is_supporting(n.op_type()) {
             return "one operand is a constant, or nothing around it runs in integers".to_owned();
