@@ -248,17 +248,14 @@ impl Fold {
 
     /// Takes a node out between `before` and the users of its output.
     fn bypass(&mut self, model: &mut Model, node: NodeId, before: NodeId) {
-        if let (Some(x), Some(y)) = (model.output(before, 0), model.output(node, 0)) {
-            // `x` is the output of a node of the same graph and no graph output, so it can stand for `y`.
-            model.replace_value(y, x);
-            if self.returned.remove(&y) {
-                self.returned.insert(x);
-            }
-        }
+        // The value behind both keeps its name and its meaning; the one between them is gone.
+        let between = model.output(before, 0);
+        let behind = model.output(node, 0);
+        model.set_outputs(node, &[]);
+        model.set_output(before, 0, behind);
+        self.values.extend(between);
         model.set_inputs(node, &[]);
         self.nodes.insert(node);
-        self.values
-            .extend(model.outputs(node).into_iter().flatten());
     }
 
     /// Gives one input slot another constant: in its own place, or as a new value where the old has other uses.
