@@ -88,3 +88,41 @@ fn options_of_the_readme_exist_and_none_is_missing() {
         .collect();
     assert!(missing.is_empty(), "README.md does not tell {missing:?}");
 }
+
+/// The options of a help text that have a default: name and default.
+fn defaults(help: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut option = String::new();
+    for line in help.lines() {
+        if let Some(at) = line
+            .trim_start()
+            .strip_prefix("--")
+            .or_else(|| line.trim_start().strip_prefix("-o, --"))
+        {
+            option = at.split_whitespace().next().unwrap_or("").to_owned();
+        }
+        if let Some((_, rest)) = line.split_once("[default: ") {
+            let value = rest.split(']').next().unwrap_or("");
+            found.push((format!("--{option}"), value.to_owned()));
+        }
+    }
+    found
+}
+
+#[test]
+fn defaults_of_the_readme_are_those_of_the_program() {
+    let all = defaults(&help("quantize"));
+    let mut checked = 0;
+    for (option, default) in &all {
+        let row = readme()
+            .lines()
+            .find(|l| l.starts_with('|') && l.contains(&format!("`{option}")));
+        let Some(row) = row else { continue };
+        checked += 1;
+        assert!(
+            row.contains(default.as_str()),
+            "{option} is {default} by default:\n{row}"
+        );
+    }
+    assert!(checked >= 6, "{all:?}");
+}
