@@ -1,7 +1,7 @@
 //! The default runtime: tract, with operators of our own for quantization and for watching values.
 //!
 //! A model is copied (its weights are shared), made concrete for the shapes of the feed, lowered, and handed to tract
-//! in memory; see [`lower`] for what is changed. Watched values are handed out by an identity operator that stands
+//! in memory; see `lower` for what is changed. Watched values are handed out by an identity operator that stands
 //! right behind each of them, so that the model around it is still optimized.
 
 mod convert;

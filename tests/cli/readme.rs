@@ -103,7 +103,10 @@ fn defaults(help: &str) -> Vec<(String, String)> {
         }
         if let Some((_, rest)) = line.split_once("[default: ") {
             let value = rest.split(']').next().unwrap_or("");
-            found.push((format!("--{option}"), value.to_owned()));
+            // A default with spaces is a sentence, not a value.
+            if !value.contains(' ') {
+                found.push((format!("--{option}"), value.to_owned()));
+            }
         }
     }
     found
@@ -124,5 +127,5 @@ fn defaults_of_the_readme_are_those_of_the_program() {
             "{option} is {default} by default:\n{row}"
         );
     }
-    assert!(checked >= 6, "{all:?}");
+    assert!(checked >= 5, "{all:?}");
 }
