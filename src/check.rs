@@ -43,8 +43,8 @@ pub struct Task {
     pub reference: f64,
     /// Of the second model.
     pub candidate: f64,
-    /// What is lost, positive for a loss: the difference of shares (0.01 is one point), or the relative rise of a
-    /// perplexity.
+    /// What is lost, positive for a loss: the difference of shares (0.01 is one point) or of cosines, or the relative
+    /// rise of a perplexity.
     pub drop: f64,
     /// Top-5 accuracy of both, where there are labels and more than five classes.
     pub top5: Option<(f64, f64)>,
@@ -90,6 +90,7 @@ struct Sums {
 
 #[derive(Debug, Clone, Default)]
 struct OutputSums {
+    rank: usize,
     compare: Compare,
     kl: KlDivergence,
     agreement: Agreement,
@@ -324,6 +325,7 @@ fn paired_layers(reference: &Model, candidate: &Model) -> Vec<(String, String)> 
 struct Rows {
     data: Vec<f32>,
     width: usize,
+    rank: usize,
 }
 
 impl Rows {
@@ -350,11 +352,18 @@ impl Rows {
             Some(&d) if d > 0 => d as usize,
             _ => 1,
         };
-        Ok(Self { data, width })
+        Ok(Self {
+            data,
+            width,
+            rank: dims.len(),
+        })
     }
 
     fn compare(&self, other: &Self, name: &str) -> Result<OutputSums, Error> {
-        let mut sums = OutputSums::default();
+        let mut sums = OutputSums {
+            rank: self.rank,
+            ..OutputSums::default()
+        };
         let fail = |e| Error::usage(format!("output `{name}` of the two models: {e}"));
         sums.compare.add(&self.data, &other.data).map_err(fail)?;
         if self.width > 1 {
@@ -423,8 +432,9 @@ impl Sums {
     }
 }
 
-/// The metric that stands for the task: accuracy or perplexity where there are labels, else agreement of the largest
-/// value with the first model, else the cosine of a regressor's output.
+/// The metric that stands for the task: accuracy or perplexity where there are labels; else, for a single output of
+/// shape `[samples, classes]`, the share of samples whose largest value is at the same index; else the cosine of the
+/// output that differs most.
 fn task(total: &Sums) -> Task {
     let nan = f64::NAN;
     let plain = |metric, reference: f64, candidate: f64, drop: f64| Task {
@@ -446,22 +456,16 @@ fn task(total: &Sums) -> Task {
             let (a, b) = (r.perplexity().unwrap_or(nan), c.perplexity().unwrap_or(nan));
             plain("perplexity", a, b, b / a - 1.0)
         }
-        _ => {
-            let worst = total
-                .outputs
-                .iter()
-                .map(|o| o.agreement.share().unwrap_or(1.0))
-                .fold(1.0, f64::min);
-            let judged = total.outputs.iter().any(|o| o.agreement.share().is_some());
-            if judged {
-                return plain("agreement", 1.0, worst, 1.0 - worst);
+        _ => match &total.outputs[..] {
+            [only] if only.rank == 2 && only.agreement.rows > 0 => {
+                let share = only.agreement.share().unwrap_or(nan);
+                plain("agreement", 1.0, share, 1.0 - share)
             }
-            let cosine = total
-                .outputs
-                .iter()
-                .map(|o| o.compare.cosine())
-                .fold(1.0, f64::min);
-            plain("cosine", 1.0, cosine, 1.0 - cosine)
-        }
+            outputs => {
+                let cosines = outputs.iter().map(|o| o.compare.cosine());
+                let worst = cosines.fold(1.0, |a: f64, b| if b < a || b.is_nan() { b } else { a });
+                plain("cosine", 1.0, worst, 1.0 - worst)
+            }
+        },
     }
 }

@@ -79,6 +79,25 @@ pub(crate) fn decibels(x: Option<f64>) -> String {
     x.map_or("equal".to_owned(), |v| format!("{v:.1}"))
 }
 
+/// A name that fits a table: long ones lose their middle.
+pub(crate) fn short(name: &str) -> String {
+    const LIMIT: usize = 56;
+    let chars: Vec<char> = name.chars().collect();
+    if chars.len() <= LIMIT {
+        return name.to_owned();
+    }
+    let half = (LIMIT - 1) / 2;
+    let (head, tail) = (&chars[..half], &chars[chars.len() - half..]);
+    format!(
+        "{}…{}",
+        head.iter().collect::<String>(),
+        tail.iter().collect::<String>()
+    )
+}
+
+/// A drop from which the check speaks up even where no budget was given.
+const LOUD: f64 = 0.01;
+
 /// The result of a comparison as text; `layers` says how many of the worst layers are shown.
 pub(crate) fn check_text(check: &CheckReport, layers: usize) -> String {
     let mut out = String::new();
@@ -104,7 +123,7 @@ pub(crate) fn check_text(check: &CheckReport, layers: usize) -> String {
         let share =
             |x: Option<f64>, digits: usize| x.map_or("-".to_owned(), |v| format!("{v:.digits$}"));
         rows.push(vec![
-            o.name.clone(),
+            short(&o.name),
             share(o.agreement, 4),
             format!("{:.6}", o.cosine),
             decibels(o.sqnr_db),
@@ -130,12 +149,33 @@ pub(crate) fn check_text(check: &CheckReport, layers: usize) -> String {
         let mut rows = vec![["value", "SQNR dB", "cosine"].map(str::to_owned).to_vec()];
         rows.extend(check.layers.iter().take(layers).map(|l| {
             vec![
-                l.value.clone(),
+                short(&l.value),
                 decibels(l.sqnr_db),
                 format!("{:.6}", l.cosine),
             ]
         }));
         out.push_str(&table(&rows));
+    }
+    // A drop that is no number is a loss too.
+    if t.drop.is_nan() || t.drop > LOUD {
+        let worst: Vec<String> = check
+            .layers
+            .iter()
+            .take(5)
+            .map(|l| short(&l.value))
+            .collect();
+        let _ = writeln!(
+            out,
+            "WARNING: the quantized model does worse than its float model ({}).\n  The values that lose most: {}\n  \
+             Try another --calibrator (mse, minmax, percentile:99.99, kl), a higher --min-activation-sqnr, or\n  \
+             --exclude the nodes around those values.",
+            drop_text(t.metric, t.drop),
+            if worst.is_empty() {
+                "none is known by name".to_owned()
+            } else {
+                worst.join(", ")
+            }
+        );
     }
     out
 }
@@ -145,6 +185,7 @@ pub(crate) fn drop_text(metric: &str, drop: f64) -> String {
     let percent = drop * 100.0;
     match metric {
         "perplexity" => format!("{percent:+.2} % perplexity"),
+        "cosine" => format!("{:+.4}", -drop),
         _ if percent.abs() < 0.005 => "no change".to_owned(),
         _ => format!("{:+.2} points", -percent),
     }
@@ -167,7 +208,8 @@ pub(crate) fn report_text(report: &Report, reasons: &[(String, Vec<String>)]) ->
     if !reasons.is_empty() {
         let _ = writeln!(out, "not in integers, and why:");
         for (reason, nodes) in reasons {
-            let shown = nodes.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
+            let shown: Vec<String> = nodes.iter().take(3).map(|n| short(n)).collect();
+            let shown = shown.join(", ");
             let more = nodes.len().saturating_sub(3);
             let more = if more > 0 {
                 format!(" and {more} more")

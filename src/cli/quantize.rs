@@ -256,18 +256,6 @@ fn show(done: &Quantized, args: &Args, global: &Global) -> anyhow::Result<()> {
             b.drop * 100.0,
             b.max_drop * 100.0
         ));
-        if let (false, Some(check)) = (b.held, &done.report.check) {
-            let worst: Vec<&str> = check
-                .layers
-                .iter()
-                .take(5)
-                .map(|l| l.value.as_str())
-                .collect();
-            text.push_str(&format!(
-                "  the values that lose most: {}\n  try --calibrator mse, or --exclude the layers around them\n",
-                worst.join(", ")
-            ));
-        }
     }
     match (&done.report.output, &done.report.not_written) {
         (Some(path), _) => text.push_str(&format!("written     {path}\n")),
