@@ -34,6 +34,16 @@ LIMITS = {
     "chargpt-kv": [("metric", "<", 5.10)],
     "silero-vad": [],
 }
+# What the metric is, for the README's table.
+METRICS = {
+    "resnet8-cifar": "top-1",
+    "mobilenetv2-cifar": "top-1",
+    "magika": "top-1",
+    "ultraface-rfb320": "F1 of the boxes against FP32",
+    "minilm": "top-10 neighbours shared with FP32",
+    "chargpt-kv": "perplexity",
+    "silero-vad": "decisions equal to FP32",
+}
 # Share of rows in which tract and onnxruntime must have the largest value at the same place.
 AGREEMENT = 0.995
 LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -202,6 +212,7 @@ class Entry:
         for node in self.report["nodes"]:
             counts[node["precision"]] = counts.get(node["precision"], 0) + 1
         self.figures["nodes"] = counts
+        self.figures["before kB"] = round((self.folder / "model.onnx").stat().st_size / 1000, 1)
         self.figures["kB"] = round(self.file.stat().st_size / 1000, 1)
 
     def structure(self):
@@ -285,6 +296,16 @@ def table(rows):
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in cells)
 
 
+def markdown(rows):
+    """The table of the README."""
+    lines = ["| model | metric | FP32 | INT8 | SQNR dB | FP32 kB | INT8 kB |", "|---|---|---|---|---|---|---|"]
+    for r in rows:
+        cells = [r["name"], METRICS[r["name"]], f"{r['FP32']:.4g}", f"{r['metric']:.4g}", f"{r['sqnr']:.1f}"]
+        cells += [f"{r['before kB']:.0f}", f"{r['kB']:.0f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main():
     if len(sys.argv) < 4:
         sys.exit(__doc__)
@@ -303,6 +324,7 @@ def main():
     faults = [f for e in entries for f in e.faults]
     (out / "figures.json").write_text(json.dumps({"figures": figures, "faults": faults}, indent=1))
     print(f"\n{table(figures)}\n")
+    print(f"{markdown([f for f in figures if 'metric' in f])}\n")
     print("\n".join(f"FAILED {f}" for f in faults) or "all limits hold")
     sys.exit(1 if faults else 0)
 
