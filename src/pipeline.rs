@@ -20,6 +20,7 @@ pub const NORMALIZE: &[&str] = &[
     "remove_identity",
     "fold_constants",
     "fold_batchnorm",
+    "fuse_gemm",
     "merge_constants",
     "strip_debug_info",
     "drop_unused",

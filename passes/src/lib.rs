@@ -9,6 +9,7 @@ pub mod eval;
 pub mod fold_batchnorm;
 pub mod fold_constants;
 pub mod freeze_initializers;
+pub mod fuse_gemm;
 pub mod infer;
 pub mod inline_functions;
 pub mod insert_qdq;
