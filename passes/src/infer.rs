@@ -96,6 +96,22 @@ pub fn infer(model: &Model, inputs: &Shapes, options: &Options) -> Facts {
     Facts { map: walk.facts }
 }
 
+/// [`infer`] from what the model declares, in all branches, for a model whose nodes may stand in any order. Nothing is
+/// known of a cyclic one.
+pub fn infer_declared(model: &Model, use_value_info: bool) -> Facts {
+    let options = Options {
+        use_value_info,
+        all_branches: true,
+        ..Options::default()
+    };
+    // Ids are the same in a clone.
+    let mut sorted = model.clone();
+    match sorted.sort() {
+        Ok(()) => infer(&sorted, &Shapes::new(), &options),
+        Err(_) => Facts::default(),
+    }
+}
+
 /// One operator and what is known of its inputs.
 struct Op<'a> {
     node: &'a Node,

@@ -2,14 +2,15 @@
 //!
 //! **What it does.** Lets the users of the output use the input instead, and removes the node. Operators that are taken
 //! for an identity: `Identity`; `Dropout` in inference; `Cast` to the type its input has; `Transpose` with the identity
-//! permutation; `Reshape` to the shape its input has; `Concat`, `Sum`, `Mean`, `Max` and `Min` of one input.
+//! permutation; `Reshape` and `Flatten` to the shape their input has; `Concat`, `Sum`, `Mean`, `Max` and `Min` of one
+//! input. Types and shapes are the declared ones and those that follow from them.
 //!
 //! **Before → After.** `a = Identity(x); y = Relu(a)` → `y = Relu(x)`. Where the output is a graph output, the value
 //! that takes its place takes its name too.
 //!
 //! **When it does not fire.** Between a graph input, an initializer or a value of an outer graph and a graph output, and
 //! between two graph outputs: the node is what makes them two. `Dropout` whose mask is used, or that trains. `Cast`,
-//! `Transpose` and `Reshape` of which it is not certain that they change nothing.
+//! `Transpose`, `Reshape` and `Flatten` of which it is not certain that they change nothing.
 //!
 //! **Invariants kept.** Signature, every output bit for bit, names of what stays (but for a value that becomes a graph
 //! output in the place of the removed one).
@@ -22,7 +23,9 @@
 use std::collections::HashSet;
 
 use onnx_quant_ir::pass::{Changed, Pass, PassContext, PassError, PassInfo};
-use onnx_quant_ir::{Model, NodeId};
+use onnx_quant_ir::{DataType, Model, NodeId, ValueId};
+
+use crate::infer::{self, Facts};
 
 /// Removes operators that hand their input on unchanged.
 #[derive(Debug, Clone, Copy, Default)]
@@ -52,8 +55,9 @@ impl Pass for RemoveIdentity {
 
     fn run(&self, model: &mut Model, cx: &mut PassContext) -> Result<Changed, PassError> {
         let (mut nodes, mut values) = (HashSet::new(), HashSet::new());
+        let known = Known::of(model);
         for node in model.all_nodes() {
-            match verdict(model, node) {
+            match verdict(model, &known, node) {
                 Verdict::Other => continue,
                 Verdict::Not(why) => {
                     cx.skip(model, node, why);
@@ -84,7 +88,46 @@ impl Pass for RemoveIdentity {
     }
 }
 
-fn verdict(model: &Model, node: NodeId) -> Verdict {
+/// What follows from the declared types of the graph inputs, as it was before anything was removed.
+struct Known(Facts);
+
+impl Known {
+    /// Nothing is inferred for a model without an operator that asks for it.
+    fn of(model: &Model) -> Self {
+        let asks = |n: NodeId| {
+            let op = model.node(n).op_type();
+            matches!(op, "Cast" | "Transpose" | "Reshape" | "Flatten")
+        };
+        if model.all_nodes().into_iter().any(asks) {
+            Self(infer::infer_declared(model, false))
+        } else {
+            Self(Facts::default())
+        }
+    }
+
+    fn dtype(&self, model: &Model, v: ValueId) -> Option<DataType> {
+        model
+            .value(v)
+            .dtype()
+            .or_else(|| self.0.get(v).and_then(|f| f.dtype))
+    }
+
+    fn rank(&self, model: &Model, v: ValueId) -> Option<usize> {
+        let inferred = || self.0.get(v).and_then(|f| f.shape.as_ref()).map(Vec::len);
+        model.value(v).shape().map(|s| s.len()).or_else(inferred)
+    }
+
+    /// Whether both values certainly have the same shape.
+    fn same_shape(&self, a: ValueId, b: ValueId) -> bool {
+        let shape = |v| self.0.get(v).and_then(|f| f.shape.as_deref());
+        match (shape(a), shape(b)) {
+            (Some(a), Some(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.same(b)),
+            _ => false,
+        }
+    }
+}
+
+fn verdict(model: &Model, known: &Known, node: NodeId) -> Verdict {
     let n = model.node(node);
     if !n.domain().is_empty() {
         return Verdict::Other;
@@ -92,9 +135,10 @@ fn verdict(model: &Model, node: NodeId) -> Verdict {
     let same = match n.op_type() {
         "Identity" => true,
         "Dropout" => return dropout(model, node),
-        "Cast" => cast(model, node),
-        "Transpose" => transpose(model, node),
-        "Reshape" => reshape(model, node),
+        "Cast" => cast(model, known, node),
+        "Transpose" => transpose(model, known, node),
+        "Reshape" => keeps_shape(model, known, node) || reshape(model, node),
+        "Flatten" => keeps_shape(model, known, node),
         "Concat" | "Sum" | "Mean" | "Max" | "Min" => n.input_count == 1,
         _ => false,
     };
@@ -120,22 +164,27 @@ fn dropout(model: &Model, node: NodeId) -> Verdict {
     }
 }
 
-fn cast(model: &Model, node: NodeId) -> bool {
-    let from = model.input(node, 0).and_then(|x| model.value(x).dtype());
+fn cast(model: &Model, known: &Known, node: NodeId) -> bool {
+    let from = model.input(node, 0).and_then(|x| known.dtype(model, x));
     let to = model.node(node).attr_i("to");
     from.is_some_and(|d| to == Some(d as i64))
 }
 
-fn transpose(model: &Model, node: NodeId) -> bool {
+fn transpose(model: &Model, known: &Known, node: NodeId) -> bool {
     match model.node(node).attr_ints("perm") {
         Some(perm) if !perm.is_empty() => perm.iter().zip(0..).all(|(&p, i)| p == i),
-        _ => rank(model, node).is_some_and(|r| r < 2),
+        _ => {
+            let rank = model.input(node, 0).and_then(|x| known.rank(model, x));
+            rank.is_some_and(|r| r < 2)
+        }
     }
 }
 
-fn rank(model: &Model, node: NodeId) -> Option<usize> {
-    let x = model.input(node, 0)?;
-    model.value(x).shape().map(|s| s.len())
+fn keeps_shape(model: &Model, known: &Known, node: NodeId) -> bool {
+    match (model.input(node, 0), model.output(node, 0)) {
+        (Some(x), Some(y)) => known.same_shape(x, y),
+        _ => false,
+    }
 }
 
 /// Every entry of the target stands for the dimension that is there: equal, a copy (0), or the one that is inferred.
@@ -297,5 +346,38 @@ mod tests {
         assert_eq!(changed, Changed::Yes);
         assert_eq!(ops(&m), ["If", "Neg", "Identity"]);
         assert_eq!(skips.len(), 1);
+    }
+
+    #[test]
+    fn what_follows_from_the_inputs_is_known_without_declarations() {
+        let source = |target: &str| {
+            format!(
+                "<ir_version: 8, opset_import: [\"\" : 17]>
+main (float[N,3,4] x) => (float[A,B,C] y, float[A,B] z) <int64 zero = {{0}}, int64[2] rest = {{{target}}}, int64[1] axes = {{0}}>
+{{
+  a = Relu (x)
+  b = Cast <to = 1> (a)
+  s = Shape (b)
+  n = Gather (s, zero)
+  n1 = Unsqueeze (n, axes)
+  t = Concat <axis = 0> (n1, rest)
+  y = Reshape (b, t)
+  m = ReduceMax <axes = [2], keepdims = 0> (a)
+  f = Flatten (m)
+  z = Neg (f)
+}}"
+            )
+        };
+        let mut m = onnx_quant_ir::text::parse(&source("3, 4")).unwrap();
+        let shapes = ["Shape", "Gather", "Unsqueeze", "Concat"];
+        assert_eq!(run(&RemoveIdentity, &mut m).0, Changed::Yes);
+        assert_eq!(
+            ops(&m),
+            [&["Relu"], &shapes[..], &["ReduceMax", "Neg"]].concat()
+        );
+        assert_eq!(signature(&m)[0].1, ["y", "z"]);
+        let mut m = onnx_quant_ir::text::parse(&source("4, 3")).unwrap();
+        run(&RemoveIdentity, &mut m);
+        assert!(ops(&m).contains(&"Reshape".to_owned()));
     }
 }

@@ -20,11 +20,13 @@
 //! functions have opsets of their own and stay as they are, which a note says. Errors, with operator and node: an
 //! opset older than 7; an unknown operator; `Scan` of opset 8; a `BatchNormalization` that trains or has
 //! `spatial = 0`; a `Dropout` whose mask is used; a `Resize` with `tf_half_pixel_for_nn` other than
-//! nearest and floor; `Clip` and `Pad` on a value of unknown type.
+//! nearest and floor; `Clip` and `Pad` on a value of unknown type, in a model of several float types.
 //!
-//! **Invariants kept.** Signature, names of nodes and values that stay, outputs bit for bit. Two notes can appear where
-//! the old definition was wider than what models use: a `Resize` of opset 10 whose scales are not constant is taken to
-//! enlarge, and indices of a `OneHot` of opset 9 are taken not to be negative.
+//! **Invariants kept.** Signature, names of nodes and values that stay, outputs bit for bit. Types and shapes are inferred
+//! where the file does not declare them. Three notes can appear, two where the old definition was wider than what
+//! models use: a `Resize` of opset 10 whose scales are not constant is taken to enlarge, and indices of a `OneHot` of
+//! opset 9 are taken not to be negative. The third: a value whose type is unknown is taken to have the only float
+//! type of the model.
 //!
 //! **Opset notes.** 7 to 20 are read; newer ones up to 28 are only checked. The IR version is raised to the one that came with
 //! the target (10 for 21).
@@ -41,6 +43,7 @@ mod semantics;
 use onnx_quant_ir::pass::{Changed, Pass, PassContext, PassError, PassInfo};
 use onnx_quant_ir::{Model, Names, NodeId, Tensor, ValueId};
 
+use facts::Known;
 use rules::Action;
 
 /// The opset that a full run writes.
@@ -82,8 +85,10 @@ impl Pass for UpgradeOpset {
                 "{functions} local functions keep their own opset: inline them first"
             ));
         }
+        let known = Known::of(model);
         let mut upgrade = Upgrade {
             model,
+            known,
             cx,
             to,
             names: None,
@@ -230,6 +235,7 @@ type Refusal = String;
 /// What a rewrite works with.
 struct Upgrade<'a> {
     model: &'a mut Model,
+    known: Known,
     cx: &'a mut PassContext,
     /// The opset at the end of the walk. A rewrite may leave out what a later version makes optional.
     to: i64,

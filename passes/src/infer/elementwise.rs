@@ -50,10 +50,17 @@ pub(super) fn rule(op: &Op<'_>, name: &str) -> Option<Vec<Fact>> {
             Fact::new(Some(DataType::Float), Some(vec![])),
             Fact::new(Some(DataType::Uint8), Some(vec![])),
         ]),
-        "Dropout" => Some(vec![
-            Fact::new(op.dtype(0), op.shape(0).map(<[Dim]>::to_vec)),
-            Fact::new(Some(DataType::Bool), op.shape(0).map(<[Dim]>::to_vec)),
-        ]),
+        "Dropout" => {
+            // The mask had the type of the data before opset 10.
+            let mask = op.dtype(0).filter(|_| op.opset < 10);
+            Some(vec![
+                Fact::new(op.dtype(0), op.shape(0).map(<[Dim]>::to_vec)),
+                Fact::new(
+                    mask.or(Some(DataType::Bool)),
+                    op.shape(0).map(<[Dim]>::to_vec),
+                ),
+            ])
+        }
         _ => None,
     }
 }

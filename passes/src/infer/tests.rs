@@ -260,3 +260,61 @@ proptest! {
         prop_assert!(facts.get(out).is_some());
     }
 }
+
+#[test]
+fn old_forms_of_operators_are_read() {
+    let model = text::parse(
+        "<ir_version: 3, opset_import: [\"\" : 7]>
+main (float[2,4,12] X) => (float[A] Y)
+<int64[2] t = {0, -1}, float[4] g = {1, 1, 1, 1}>
+{
+  u = Unsqueeze <axes = [0, 2]> (X)
+  q = Squeeze <axes = [0, 2]> (u)
+  s = Slice <axes = [1, 2], starts = [0, 1], ends = [9223372036854775807, -1]> (q)
+  a, b = Split <axis = 2, split = [4, 6]> (s)
+  c = Clip <min = 0.0> (b)
+  p = Pad <pads = [0, 0, 1, 0, 0, 2]> (c)
+  sum = ReduceSum <axes = [2], keepdims = 0> (p)
+  mean = ReduceMean <axes = [1, 2]> (p)
+  all = ReduceMax <keepdims = 0> (p)
+  v, i = TopK <k = 3, axis = 1> (p)
+  d, mask = Dropout <ratio = 0.5> (p)
+  bn, m0, m1, m2, m3 = BatchNormalization (p, g, g, g, g)
+  r = Reshape (p, t)
+  h = Upsample <scales = [1.0, 2.0, 1.5]> (p)
+  Y = Softmax (r)
+}",
+    )
+    .unwrap();
+    let facts = infer(&model, &Shapes::new(), &Options::default());
+    let cases: [(&str, &[i64]); 15] = [
+        ("u", &[1, 2, 1, 4, 12]),
+        ("q", &[2, 4, 12]),
+        ("s", &[2, 4, 10]),
+        ("a", &[2, 4, 4]),
+        ("c", &[2, 4, 6]),
+        ("p", &[2, 4, 9]),
+        ("sum", &[2, 4]),
+        ("mean", &[2, 1, 1]),
+        ("all", &[]),
+        ("v", &[2, 3, 9]),
+        ("mask", &[2, 4, 9]),
+        ("m3", &[4]),
+        ("r", &[2, 36]),
+        ("h", &[2, 8, 13]),
+        ("Y", &[2, 36]),
+    ];
+    for (name, dims) in cases {
+        let f = fact(&model, &facts, name);
+        assert_eq!(
+            (f.dtype, f.shape),
+            (Some(DataType::Float), known(dims)),
+            "{name}"
+        );
+    }
+    let i = fact(&model, &facts, "i");
+    assert_eq!(
+        (i.dtype, i.shape),
+        (Some(DataType::Int64), known(&[2, 3, 9]))
+    );
+}

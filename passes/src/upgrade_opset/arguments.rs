@@ -1,8 +1,9 @@
 //! Attributes that became inputs.
 
+use onnx_quant_ir::dtype::DataTypeExt;
 use onnx_quant_ir::{NodeId, Tensor};
 
-use super::{Refusal, Upgrade, facts};
+use super::{Refusal, Upgrade};
 
 fn ints(values: &[i64]) -> Tensor {
     Tensor::from_i64(&[values.len() as i64], values)
@@ -57,8 +58,21 @@ fn scalar_to_input(
     value: f32,
 ) -> Result<(), Refusal> {
     let x = up.model.input(node, 0).ok_or("it has no input")?;
-    let dtype = facts::dtype(up.model, x)
-        .ok_or("the type of its input is not declared; infer the model's shapes first")?;
+    let dtype = match up.known.dtype(up.model, x) {
+        Some(dtype) => dtype,
+        None => {
+            let only = up.known.only_float.ok_or(
+                "the type of its input is not known, and the model has not just one float type; \
+                 infer the model's shapes first",
+            )?;
+            let what = "the type of its input is not known and taken to be";
+            up.note(
+                node,
+                &format!("{what} {}, as all floats of the model", only.short_name()),
+            );
+            only
+        }
+    };
     let t = Tensor::from_f32_as(dtype, &[], &[value]).map_err(|e| e.to_string())?;
     up.set_constant(node, slot, suffix, t);
     Ok(())

@@ -4,19 +4,22 @@ use onnx_quant_ir::dtype::DataTypeExt;
 use onnx_quant_ir::node::attr_s;
 use onnx_quant_ir::{NodeId, NodeSpec, Tensor, ValueId};
 
-use super::{Refusal, Upgrade, facts};
+use super::{Refusal, Upgrade};
 
 /// `Softmax`, `LogSoftmax`, `Hardmax` (13): before, the input was taken for a matrix, all axes from `axis` on as its
 /// rows, and `axis` was 1 by default.
 pub(super) fn softmax_13(up: &mut Upgrade<'_>, node: NodeId) -> Result<(), Refusal> {
     let axis = up.model.node(node).attr_i("axis").unwrap_or(1);
     let x = up.model.input(node, 0).ok_or("it has no input")?;
-    if let Some(rank) = facts::rank(up.model, x) {
-        let r = rank as i64;
-        let at = if axis < 0 { axis + r } else { axis };
-        let dims = up.model.value(x).shape().unwrap_or_default();
-        let rest = usize::try_from(at + 1).unwrap_or(0);
-        let single = dims.len() == rank && dims.iter().skip(rest).all(|d| *d == Some(1));
+    if let Some(dims) = up.known.shape(x) {
+        let r = dims.len() as i64;
+        let at = if axis < 0 {
+            axis.saturating_add(r)
+        } else {
+            axis
+        };
+        let rest = usize::try_from(at.saturating_add(1)).unwrap_or(0);
+        let single = dims.iter().skip(rest).all(|d| d.known() == Some(1));
         if at == r - 1 || (0..r).contains(&at) && single {
             up.model.node_mut(node).set_attr_i("axis", at);
             return Ok(());
@@ -96,7 +99,7 @@ pub(super) fn erf_13(up: &mut Upgrade<'_>, node: NodeId) -> Result<(), Refusal> 
     let dtype = up
         .model
         .input(node, 0)
-        .and_then(|x| facts::dtype(up.model, x));
+        .and_then(|x| up.known.dtype(up.model, x));
     match dtype {
         Some(d) if d.is_integer() => Err(format!("it takes no {} any more", d.short_name())),
         _ => Ok(()),

@@ -108,18 +108,67 @@ fn clip_and_pad_take_scalars_of_their_input_type() {
     assert_eq!(m.input_constant(n, 2).unwrap().scalar_f32(), Some(2.5));
     let (m, n) = upgraded(9, spec().attr(attr_s("mode", "edge")), &[]);
     assert_eq!(m.input(n, 2), None);
+}
 
+/// `y = Clip(<an operator of another domain>(x))`, so that the type of the clipped value is unknown.
+fn clip_of_unknown() -> Model {
     let mut m = empty(9);
-    let x = m.add_graph_input(Model::MAIN, "x", None);
-    let y = m.add_op(
-        Model::MAIN,
-        NodeSpec::new("Clip").attr(attr_f("min", 0.0)),
-        &[x],
-        "y",
-    );
+    let x = input(&mut m, "x", &[2]);
+    let a = m.add_op(Model::MAIN, NodeSpec::new("F").domain("my.ops"), &[x], "a");
+    let clip = NodeSpec::new("Clip").attr(attr_f("min", 0.5)).name("c");
+    let y = m.add_op(Model::MAIN, clip, &[a], "y");
     output(&mut m, y);
+    m
+}
+
+#[test]
+fn an_unknown_type_is_the_only_float_type_of_the_model_or_refused() {
+    let mut m = clip_of_unknown();
+    let mut cx = PassContext::default();
+    assert_eq!(
+        try_run(&UpgradeOpset, &[], &mut m, &mut cx).unwrap(),
+        Changed::Yes
+    );
+    let bound = m.input_constant(m.find_node("c").unwrap(), 1).unwrap();
+    assert_eq!(bound.scalar_f32(), Some(0.5));
+    assert_eq!(cx.notes.len(), 1);
+    assert!(
+        cx.notes[0].message.contains("taken to be f32"),
+        "{}",
+        cx.notes[0].message
+    );
+
+    let mut m = clip_of_unknown();
+    let half = Tensor::from_f32_as(onnx_quant_ir::DataType::Float16, &[], &[1.0]).unwrap();
+    m.add_initializer(Model::MAIN, "h", half);
     let e = try_run(&UpgradeOpset, &[], &mut m, &mut PassContext::default()).unwrap_err();
-    assert!(e.to_string().contains("not declared"), "{e}");
+    assert!(e.to_string().contains("not just one float type"), "{e}");
+}
+
+#[test]
+fn types_and_ranks_are_inferred_where_the_file_does_not_declare_them() {
+    let source = "<ir_version: 4, opset_import: [\"\" : 9]>
+main (float16[N,3,8] x) => (float16[A,B,C] y, float16[A,B,C] z) <float16[2,3] w = {1, 2, 3, 4, 5, 6}, int64[3] s = {0, 2, -1}, float f = {1}>
+{
+  u = Unsqueeze <axes = [2]> (x)
+  v = Squeeze <axes = [2]> (u)
+  t = MatMul (w, v)
+  p = Pad <pads = [0, 0, 1, 0, 0, 1], value = 1.5> (t)
+  c = Clip <min = -1.0> (p)
+  y = Softmax <axis = 2> (c)
+  r = Reshape (c, s)
+  z = LogSoftmax <axis = 2> (r)
+}";
+    let mut m = onnx_quant_ir::text::parse(source).unwrap();
+    run(&UpgradeOpset, &mut m);
+    let all = ["Unsqueeze", "Squeeze", "MatMul", "Pad", "Clip"];
+    assert_eq!(ops(&m)[..5], all);
+    assert_eq!(ops(&m)[5..], ["Softmax", "Reshape", "LogSoftmax"]);
+    for (node, slot, value) in [(3, 2, 1.5), (4, 1, -1.0)] {
+        let t = m.input_constant(m.main().nodes[node], slot).unwrap();
+        assert_eq!(t.dtype(), onnx_quant_ir::DataType::Float16);
+        assert_eq!(t.scalar_f32(), Some(value));
+    }
 }
 
 #[test]
