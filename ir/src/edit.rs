@@ -90,6 +90,12 @@ impl Names {
     }
 }
 
+impl FromIterator<String> for Names {
+    fn from_iter<I: IntoIterator<Item = String>>(names: I) -> Self {
+        Self(names.into_iter().collect())
+    }
+}
+
 impl Model {
     /// The names of all values and nodes of all graphs.
     pub fn names(&self) -> Names {
@@ -364,118 +370,6 @@ impl Model {
         if new {
             self.graph_mut(graph).initializers.push(value);
         }
-    }
-
-    /// Removes a node and the subgraphs it owns. Its outputs stay as values without a producer.
-    pub fn remove_node(&mut self, node: NodeId) {
-        let n = self.node(node);
-        let (graph, subgraphs) = (n.graph, n.subgraphs.clone());
-        for (_, g) in subgraphs {
-            self.remove_graph(g);
-        }
-        self.arena.remove_node(node.0);
-        self.graph_mut(graph).nodes.retain(|&n| n != node);
-    }
-
-    /// Removes many nodes of any graphs at once: linear in the size of the model.
-    pub fn remove_nodes(&mut self, nodes: &HashSet<NodeId>) {
-        for &node in nodes {
-            if !self.has_node(node) {
-                continue;
-            }
-            for (_, g) in self.node(node).subgraphs.clone() {
-                self.remove_graph(g);
-            }
-            self.arena.remove_node(node.0);
-        }
-        for g in self.graphs.values_mut() {
-            g.nodes.retain(|n| !nodes.contains(n));
-        }
-    }
-
-    /// Removes a value that nothing uses from the arena and from its graph's lists.
-    pub fn remove_value(&mut self, value: ValueId) {
-        self.remove_values(&HashSet::from([value]));
-    }
-
-    /// Removes many values at once: linear in the size of the model.
-    pub fn remove_values(&mut self, values: &HashSet<ValueId>) {
-        for v in values {
-            self.arena.remove_node(v.0);
-        }
-        let keep = |v: &ValueId| !values.contains(v);
-        for g in self.graphs.values_mut() {
-            g.inputs.retain(keep);
-            g.outputs.retain(keep);
-            g.initializers.retain(keep);
-            g.value_info.retain(keep);
-        }
-    }
-
-    /// Removes a subgraph with all its nodes and values.
-    pub(crate) fn remove_graph(&mut self, graph: GraphId) {
-        let Some(g) = self.graphs.remove(&graph) else {
-            return;
-        };
-        for node in g.nodes {
-            for (_, sub) in self.node(node).subgraphs.clone() {
-                self.remove_graph(sub);
-            }
-            self.arena.remove_node(node.0);
-        }
-        let gone: Vec<_> = self
-            .arena
-            .node_indices()
-            .filter(|&i| matches!(&self.arena[i], Vertex::Value(v) if v.graph == graph))
-            .collect();
-        for i in gone {
-            self.arena.remove_node(i);
-        }
-    }
-
-    /// Takes the nodes, values and initializers of a control-flow node's subgraph into the graph of that node; the
-    /// subgraph is gone afterwards. The values keep their names where these are free and get fresh ones otherwise.
-    /// Returns the values that the subgraph returned. The subgraph must have no inputs that are still in use.
-    pub fn splice_subgraph(&mut self, node: NodeId, graph: GraphId) -> Vec<ValueId> {
-        let target = self.node(node).graph;
-        let mut names: HashSet<String> = HashSet::new();
-        let mut moved = Vec::new();
-        for i in self.arena.node_indices().collect::<Vec<_>>() {
-            match &self.arena[i] {
-                Vertex::Value(v) if v.graph == graph => moved.push(ValueId(i)),
-                Vertex::Value(v) => {
-                    names.insert(v.name.clone());
-                }
-                Vertex::Node(_) => {}
-            }
-        }
-        let mut names = Names(names);
-        let Some(g) = self.graphs.remove(&graph) else {
-            return Vec::new();
-        };
-        for &v in &moved {
-            let fresh = names.fresh(&self.value(v).name);
-            let v = self.value_mut(v);
-            v.name = fresh;
-            v.graph = target;
-            v.input_info = None;
-            v.output_info = None;
-        }
-        for &n in &g.nodes {
-            self.node_mut(n).graph = target;
-        }
-        let at = self
-            .graph(target)
-            .nodes
-            .iter()
-            .position(|&n| n == node)
-            .unwrap_or(self.graph(target).nodes.len());
-        let t = self.graph_mut(target);
-        t.nodes.splice(at..at, g.nodes);
-        t.initializers.extend(g.initializers);
-        t.value_info.extend(g.value_info);
-        self.node_mut(node).subgraphs.retain(|(_, s)| *s != graph);
-        g.outputs
     }
 
     /// Adds an empty subgraph to a control-flow node.

@@ -24,6 +24,7 @@ pub mod model;
 pub mod node;
 mod order;
 pub mod pass;
+mod remove;
 pub mod save;
 pub mod tensor;
 pub mod text;

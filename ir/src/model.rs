@@ -355,19 +355,30 @@ impl Model {
         uses
     }
 
-    /// The control-flow nodes whose subgraphs use a value from outside.
+    /// The control-flow nodes whose subgraphs, however deep, use or return a value from outside. Found from the uses
+    /// themselves, so that it holds at any time between edits.
     pub fn captures(&self, value: ValueId) -> Vec<NodeId> {
-        let mut nodes: Vec<_> = self
-            .arena
-            .edges_directed(value.0, Direction::Outgoing)
-            .filter(|e| *e.weight() == Edge::Capture)
-            .map(|e| NodeId(e.target()))
-            .collect();
+        let home = self.value(value).graph;
+        let users = self.consumers(value).into_iter();
+        let mut graphs: Vec<GraphId> = users.map(|(n, _)| self.node(n).graph).collect();
+        graphs.extend(self.returned_by(value));
+        let mut nodes = Vec::new();
+        for mut at in graphs {
+            while at != home {
+                let Some((owner, _)) = self.graph(at).parent else {
+                    break;
+                };
+                nodes.push(owner);
+                at = self.node(owner).graph;
+            }
+        }
         nodes.sort_unstable();
+        nodes.dedup();
         nodes
     }
 
-    /// The values that a control-flow node's subgraphs take from outside.
+    /// The values that a control-flow node's subgraphs take from outside, as of the last [`Model::sort`] or
+    /// [`Model::refresh_captures`]: edits of a subgraph do not keep it up to date.
     pub fn captured_by(&self, node: NodeId) -> Vec<ValueId> {
         let mut values: Vec<_> = self
             .arena
@@ -379,25 +390,20 @@ impl Model {
         values
     }
 
-    /// Whether nothing uses the value: no node, no subgraph, no graph output.
+    /// Whether nothing uses the value: no node of any graph, no graph output. Holds at any time between edits.
     pub fn is_unused(&self, value: ValueId) -> bool {
+        let mut uses = self.arena.edges_directed(value.0, Direction::Outgoing);
         !self.value(value).is_output()
-            && self
-                .arena
-                .edges_directed(value.0, Direction::Outgoing)
-                .next()
-                .is_none()
-            && !self.returned_by_subgraph(value)
+            && !uses.any(|e| matches!(e.weight(), Edge::Input(_)))
+            && self.returned_by(value).next().is_none()
     }
 
-    /// Whether a subgraph returns this value of a graph around it.
-    fn returned_by_subgraph(&self, value: ValueId) -> bool {
-        self.graphs.len() > 1
-            && self
-                .graphs
-                .values()
-                .skip(1)
-                .any(|g| g.outputs.contains(&value))
+    /// The subgraphs that return this value.
+    fn returned_by(&self, value: ValueId) -> impl Iterator<Item = GraphId> {
+        let subgraphs = self.graphs.iter().skip(1);
+        subgraphs
+            .filter(move |(_, g)| g.outputs.contains(&value))
+            .map(|(&id, _)| id)
     }
 
     /// The constant behind a value: an initializer that is not also a graph input.

@@ -207,36 +207,24 @@ fn tensor_type(dtype: DataType, dims: Option<&[i64]>) -> TypeProto {
     }
 }
 
-/// Replaces each `If` whose condition is known by the branch taken, outer ones first; the ids of values stay, so the
-/// facts stay true.
+/// Replaces each `If` whose condition is known by the branch taken; the ids of values stay, so the facts stay true.
 fn take_branches(model: &mut Model, facts: &Facts) -> bool {
-    let mut changed = false;
+    let mut taken = Vec::new();
     for node in ifs(model) {
-        // An `If` of a branch that was not taken is gone, and its id may belong to an `Identity` made here.
-        if !model.has_node(node) || !model.node(node).is("If") {
-            continue;
-        }
         let condition = model.input(node, 0).and_then(|v| facts.get(v));
-        let taken = match condition.and_then(infer::condition_of) {
+        let branch = match condition.and_then(infer::condition_of) {
             Some(true) => "then_branch",
             Some(false) => "else_branch",
             None => continue,
         };
-        let Some(graph) = model.node(node).subgraph(taken) else {
-            continue;
-        };
-        let home = model.node(node).graph;
-        let outputs = model.outputs(node);
-        let results = model.splice_subgraph(node, graph);
-        model.remove_node(node);
-        for (old, new) in outputs.into_iter().zip(results) {
-            if let Some(old) = old {
-                stand_in(model, home, old, new);
-            }
+        if let Some(graph) = model.node(node).subgraph(branch) {
+            taken.push((node, graph));
         }
-        changed = true;
     }
-    changed
+    for (old, new) in model.splice_subgraphs(&taken) {
+        stand_in(model, old, new);
+    }
+    !taken.is_empty()
 }
 
 /// All `If` nodes, those of outer graphs before those inside them.
@@ -258,7 +246,8 @@ fn ifs(model: &Model) -> Vec<NodeId> {
 }
 
 /// Lets a branch's result stand where the output of the `If` stood.
-fn stand_in(model: &mut Model, home: GraphId, old: ValueId, new: ValueId) {
+fn stand_in(model: &mut Model, old: ValueId, new: ValueId) {
+    let home = model.value(old).graph;
     if !model.replace_value(old, new) {
         model.add_node(home, NodeSpec::new("Identity"), &[Some(new)], &[Some(old)]);
     }
