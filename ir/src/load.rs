@@ -1,11 +1,13 @@
 //! Reading a model: the file is mapped, not copied, and so is its external data.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use bytes::Bytes;
-use onnx_quant_proto::{Message, ModelProto, TensorProto, tensor_proto};
+use onnx_quant_proto::{
+    GraphProto, Message, ModelProto, NodeProto, SparseTensorProto, TensorProto, tensor_proto,
+};
 
 use crate::census::census;
 use crate::codec::DecodeError;
@@ -60,7 +62,7 @@ pub enum LoadError {
     Tensor {
         /// The file.
         path: PathBuf,
-        /// Name of the initializer.
+        /// Name of the initializer; node and attribute for the tensor of an attribute.
         tensor: String,
         /// What is wrong.
         source: TensorError,
@@ -70,7 +72,7 @@ pub enum LoadError {
     External {
         /// The model's file.
         path: PathBuf,
-        /// Name of the initializer.
+        /// Name of the initializer; node and attribute for the tensor of an attribute.
         tensor: String,
         /// What is wrong.
         reason: String,
@@ -109,17 +111,13 @@ pub fn load_bytes(bytes: Bytes, path: &Path) -> Result<Model, LoadError> {
     let mut files = ExternalFiles {
         model: path.clone(),
         folder,
-        maps: HashMap::new(),
+        maps: BTreeMap::new(),
     };
     if let Some(g) = &mut proto.graph {
-        for n in &mut g.node {
-            files.inline_attributes(n)?;
-        }
+        files.inline_graph(g)?;
     }
-    for f in &mut proto.functions {
-        for n in &mut f.node {
-            files.inline_attributes(n)?;
-        }
+    for n in proto.functions.iter_mut().flat_map(|f| &mut f.node) {
+        files.inline_attributes(n)?;
     }
     let mut model = match Model::from_proto(proto) {
         Ok(m) => m,
@@ -145,6 +143,7 @@ pub fn load_bytes(bytes: Bytes, path: &Path) -> Result<Model, LoadError> {
             });
         }
     }
+    model.external_files = files.maps.into_keys().collect();
     let mut sorted = model.clone();
     if let Err(source) = sorted.sort() {
         return Err(LoadError::Cycle { path, source });
@@ -155,32 +154,62 @@ pub fn load_bytes(bytes: Bytes, path: &Path) -> Result<Model, LoadError> {
 struct ExternalFiles {
     model: PathBuf,
     folder: PathBuf,
-    maps: HashMap<PathBuf, Bytes>,
+    maps: BTreeMap<PathBuf, Bytes>,
 }
 
 impl ExternalFiles {
-    /// Tensors of attributes have no place of their own in the graph: theirs are taken into the message (as a slice
-    /// of the map, still without a copy).
-    fn inline_attributes(
-        &mut self,
-        node: &mut onnx_quant_proto::NodeProto,
-    ) -> Result<(), LoadError> {
+    /// Sparse initializers and the tensors of attributes have no place of their own in the graph: their external data
+    /// is taken into the message (as a slice of the map, still without a copy), and they are checked here.
+    fn inline_graph(&mut self, graph: &mut GraphProto) -> Result<(), LoadError> {
+        for s in &mut graph.sparse_initializer {
+            let name = s.values.as_ref().map_or("", |v| v.name()).to_owned();
+            self.inline_sparse(s, &name)?;
+        }
+        for n in &mut graph.node {
+            self.inline_attributes(n)?;
+        }
+        Ok(())
+    }
+
+    fn inline_attributes(&mut self, node: &mut NodeProto) -> Result<(), LoadError> {
+        let label = match node.name() {
+            "" => node.output.first().cloned().unwrap_or_default(),
+            name => name.to_owned(),
+        };
         for a in &mut node.attribute {
+            let name = format!("{label}.{}", a.name());
             for t in a.t.iter_mut().chain(&mut a.tensors) {
-                if t.data_location() == tensor_proto::DataLocation::External {
-                    let name = t.name().to_owned();
-                    t.raw_data = Some(self.resolve(&name, t)?);
-                    t.external_data.clear();
-                    t.data_location = None;
-                }
+                self.inline_tensor(t, &name)?;
+            }
+            for s in a.sparse_tensor.iter_mut().chain(&mut a.sparse_tensors) {
+                self.inline_sparse(s, &name)?;
             }
             for g in a.g.iter_mut().chain(&mut a.graphs) {
-                for n in &mut g.node {
-                    self.inline_attributes(n)?;
-                }
+                self.inline_graph(g)?;
             }
         }
         Ok(())
+    }
+
+    fn inline_sparse(&mut self, s: &mut SparseTensorProto, name: &str) -> Result<(), LoadError> {
+        for t in s.values.iter_mut().chain(&mut s.indices) {
+            self.inline_tensor(t, name)?;
+        }
+        Ok(())
+    }
+
+    fn inline_tensor(&mut self, t: &mut TensorProto, name: &str) -> Result<(), LoadError> {
+        if t.data_location() == tensor_proto::DataLocation::External {
+            t.raw_data = Some(self.resolve(name, t)?);
+            t.external_data.clear();
+            t.data_location = None;
+        }
+        let checked = Tensor::from_proto(t.clone()).validate();
+        checked.map_err(|source| LoadError::Tensor {
+            path: self.model.clone(),
+            tensor: name.to_owned(),
+            source,
+        })
     }
 
     fn resolve(&mut self, tensor: &str, proto: &TensorProto) -> Result<Bytes, LoadError> {

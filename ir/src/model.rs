@@ -154,6 +154,8 @@ pub struct Model {
     pub(crate) graphs: BTreeMap<GraphId, Graph>,
     /// The file that the model was read from.
     pub path: Option<PathBuf>,
+    /// The files that its external data was mapped from.
+    pub external_files: Vec<PathBuf>,
     /// Fields of the file that the schema does not have: they are not in the model.
     pub unknown_fields: Vec<UnknownField>,
     /// Lets the model be saved although fields of its file would be lost.

@@ -1,6 +1,9 @@
-//! Writing a model: to a temporary file beside the target, then a rename, so that no reader ever sees half a file.
+//! Writing a model: to temporary files beside the target, then renames, so that no reader ever sees half a file and
+//! a failure leaves nothing behind. The files that the model was read from are never overwritten.
 
-use std::io::{self, BufWriter, Write};
+mod staged;
+
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use onnx_quant_proto::{Message, ModelProto, StringStringEntryProto, TensorProto, tensor_proto};
@@ -8,6 +11,9 @@ use onnx_quant_proto::{Message, ModelProto, StringStringEntryProto, TensorProto,
 use crate::model::Model;
 use crate::order::CycleError;
 use crate::tensor::{Tensor, TensorError};
+
+use staged::Staged;
+pub use staged::write_atomically;
 
 /// Where the weights go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -19,8 +25,8 @@ pub enum ExternalData {
     Above(usize),
 }
 
-/// A protobuf message ends at 2 GiB; some room is left for what is not a weight.
-const MAX_INLINE: usize = (1 << 31) - (1 << 20);
+/// A protobuf message ends at 2 GiB.
+const MAX_MESSAGE: usize = i32::MAX as usize;
 /// The standard's own threshold for external tensors.
 const DEFAULT_THRESHOLD: usize = 1024;
 /// Offsets are multiples of a page, so that readers can map single tensors.
@@ -36,6 +42,22 @@ pub enum SaveError {
         path: PathBuf,
         /// What the system said.
         source: io::Error,
+    },
+    /// The file is one that the model was read from.
+    #[error(
+        "cannot write {}: the model was read from it, and the original is never overwritten; give another path", path.display()
+    )]
+    Original {
+        /// The file.
+        path: PathBuf,
+    },
+    /// What has to stand in the model's own file is larger than a message can be.
+    #[error(
+        "the model takes {bytes} bytes without its initializers, and a file can hold 2147483647; make initializers of its Constant nodes"
+    )]
+    TooLarge {
+        /// Bytes of the message.
+        bytes: usize,
     },
     /// The graph has become cyclic.
     #[error("cannot write the model: {0}")]
@@ -94,11 +116,12 @@ pub fn inlined(model: &Model) -> Result<ModelProto, SaveError> {
     Ok(proto)
 }
 
-/// Writes a model, with all or none of its files appearing. The nodes are put in order first.
+/// Writes a model, with all or none of its files appearing. The nodes are put in order first. A link is followed: the
+/// file that it leads to is replaced, and external data goes beside that.
 ///
 /// # Errors
-/// What the file system says, with the path; a cyclic graph; fields that would be lost, unless
-/// [`Model::allow_field_loss`] is set.
+/// What the file system says, with the path; a file that the model was read from; a cyclic graph; fields that would be
+/// lost, unless [`Model::allow_field_loss`] is set; more than 2 GiB outside of initializers.
 pub fn save(model: &Model, path: &Path, external: ExternalData) -> Result<Written, SaveError> {
     if let Some(first) = model
         .unknown_fields
@@ -112,51 +135,114 @@ pub fn save(model: &Model, path: &Path, external: ExternalData) -> Result<Writte
     }
     let mut model = model.clone();
     model.sort()?;
+    let path = staged::follow(path);
+    let proto = inlined(&model)?;
     let threshold = match external {
-        ExternalData::Above(n) => Some(n),
-        ExternalData::Auto if weight_bytes(&model) > MAX_INLINE => Some(DEFAULT_THRESHOLD),
-        ExternalData::Auto => None,
+        ExternalData::Above(n) => n,
+        ExternalData::Auto if proto.encoded_len() > MAX_MESSAGE => DEFAULT_THRESHOLD,
+        ExternalData::Auto => {
+            refuse_original(&model, &path)?;
+            let bytes = proto.encode_to_vec();
+            write_atomically(&path, |f| f.write_all(&bytes))?;
+            return Ok(Written {
+                model_bytes: bytes.len() as u64,
+                external: None,
+            });
+        }
     };
-    let Some(threshold) = threshold else {
-        let bytes = to_bytes(&model)?;
-        write_atomically(path, |f| f.write_all(&bytes))?;
-        return Ok(Written {
-            model_bytes: bytes.len() as u64,
-            external: None,
+    drop(proto);
+    save_external(&model, &path, threshold)
+}
+
+/// Refuses a file that the model's weights are, or were, mapped from.
+fn refuse_original(model: &Model, path: &Path) -> Result<(), SaveError> {
+    let Ok(real) = path.canonicalize() else {
+        return Ok(());
+    };
+    let mut sources = model.path.iter().chain(&model.external_files);
+    if sources.any(|s| s.canonicalize().is_ok_and(|s| s == real)) {
+        return Err(SaveError::Original {
+            path: path.to_owned(),
         });
-    };
-    save_external(&model, path, threshold)
+    }
+    Ok(())
+}
+
+/// A tensor's place in the external file.
+struct Chunk {
+    offset: u64,
+    tensor: Tensor,
 }
 
 fn save_external(model: &Model, path: &Path, threshold: usize) -> Result<Written, SaveError> {
-    let mut data_name = path.file_name().unwrap_or_default().to_owned();
-    data_name.push(".data");
-    let data_path = path.with_file_name(&data_name);
-    let location = data_name.to_string_lossy().into_owned();
+    let refuse = |reason: &str| SaveError::Io {
+        path: path.to_owned(),
+        source: io::Error::new(io::ErrorKind::InvalidInput, reason),
+    };
+    if staged::is_special(path) {
+        return Err(refuse("external data needs a regular file beside it"));
+    }
+    let name = path.file_name().and_then(|n| n.to_str());
+    let location = match name {
+        Some(name) => format!("{name}.data"),
+        None => return Err(refuse("external data needs a name in Unicode")),
+    };
+    let data_path = path.with_file_name(&location);
+    refuse_original(model, path)?;
+    refuse_original(model, &data_path)?;
     let mut proto = model.to_proto();
-    let mut chunks: Vec<(u64, bytes::Bytes)> = Vec::new();
-    let mut end = 0u64;
-    for_each_initializer(model, &mut proto, &mut |t, tensor| {
-        if tensor.byte_len().is_err() {
-            return Ok(());
+    let (chunks, end) = move_out(model, &mut proto, &location, threshold)?;
+    let bytes = proto.encoded_len();
+    if bytes > MAX_MESSAGE {
+        return Err(SaveError::TooLarge { bytes });
+    }
+    let data = Staged::write(&data_path, |f| write_chunks(&chunks, f))?;
+    let message = proto.encode_to_vec();
+    let file = Staged::write(path, |f| f.write_all(&message))?;
+    let fresh = !data_path.exists();
+    data.commit()?;
+    if let Err(e) = file.commit() {
+        if fresh {
+            let _ = std::fs::remove_file(&data_path);
         }
-        let data = tensor.shared_bytes()?;
+        return Err(e);
+    }
+    Ok(Written {
+        model_bytes: bytes as u64,
+        external: Some((data_path, end)),
+    })
+}
+
+/// Takes the data of initializers out of a message. Returns where it belongs, and the length of the external file.
+fn move_out(
+    model: &Model,
+    proto: &mut ModelProto,
+    location: &str,
+    threshold: usize,
+) -> Result<(Vec<Chunk>, u64), SaveError> {
+    let mut chunks = Vec::new();
+    let mut end = 0u64;
+    for_each_initializer(model, proto, &mut |t, tensor| {
+        let Ok(length) = tensor.byte_len() else {
+            return Ok(());
+        };
         t.external_data.clear();
         t.data_location = None;
-        if data.len() < threshold {
-            t.raw_data = Some(data);
+        if length < threshold {
+            t.raw_data = Some(tensor.shared_bytes()?);
             clear_typed(t);
             return Ok(());
         }
+        tensor.validate()?;
         let offset = end.next_multiple_of(ALIGNMENT);
-        end = offset + data.len() as u64;
+        end = offset + length as u64;
         t.raw_data = None;
         clear_typed(t);
         t.data_location = Some(tensor_proto::DataLocation::External as i32);
         t.external_data = [
-            ("location", location.clone()),
+            ("location", location.to_owned()),
             ("offset", offset.to_string()),
-            ("length", data.len().to_string()),
+            ("length", length.to_string()),
         ]
         .into_iter()
         .map(|(k, v)| StringStringEntryProto {
@@ -164,24 +250,25 @@ fn save_external(model: &Model, path: &Path, threshold: usize) -> Result<Written
             value: Some(v),
         })
         .collect();
-        chunks.push((offset, data));
+        chunks.push(Chunk {
+            offset,
+            tensor: tensor.clone(),
+        });
         Ok(())
     })?;
-    write_atomically(&data_path, |f| {
-        let mut at = 0u64;
-        for (offset, data) in &chunks {
-            io::copy(&mut io::Read::take(io::repeat(0), offset - at), f)?;
-            f.write_all(data)?;
-            at = offset + data.len() as u64;
-        }
-        Ok(())
-    })?;
-    let bytes = proto.encode_to_vec();
-    write_atomically(path, |f| f.write_all(&bytes))?;
-    Ok(Written {
-        model_bytes: bytes.len() as u64,
-        external: Some((data_path, end)),
-    })
+    Ok((chunks, end))
+}
+
+/// One tensor after the other, straight from where it is mapped.
+fn write_chunks(chunks: &[Chunk], file: &mut dyn Write) -> io::Result<()> {
+    let mut at = 0u64;
+    for Chunk { offset, tensor } in chunks {
+        let data = tensor.bytes().map_err(io::Error::other)?;
+        io::copy(&mut io::Read::take(io::repeat(0), offset - at), file)?;
+        file.write_all(&data)?;
+        at = offset + data.len() as u64;
+    }
+    Ok(())
 }
 
 fn clear_typed(t: &mut TensorProto) {
@@ -190,52 +277,6 @@ fn clear_typed(t: &mut TensorProto) {
     t.int64_data.clear();
     t.double_data.clear();
     t.uint64_data.clear();
-}
-
-/// Writes a file through a temporary one in the same folder and a rename.
-///
-/// # Errors
-/// What the file system says, with the path.
-pub fn write_atomically(
-    path: &Path,
-    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
-) -> Result<(), SaveError> {
-    let fail = |source| SaveError::Io {
-        path: path.to_owned(),
-        source,
-    };
-    let folder = match path.parent() {
-        Some(p) if !p.as_os_str().is_empty() => p,
-        _ => Path::new("."),
-    };
-    if path.is_dir() {
-        return Err(fail(io::Error::new(
-            io::ErrorKind::IsADirectory,
-            "is a directory",
-        )));
-    }
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".onnx-quant-").suffix(".tmp");
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
-    }
-    let temp = builder.tempfile_in(folder).map_err(fail)?;
-    let mut out = BufWriter::new(temp);
-    write(&mut out).map_err(fail)?;
-    let temp = out.into_inner().map_err(|e| fail(e.into_error()))?;
-    temp.persist(path).map_err(|e| fail(e.error))?;
-    Ok(())
-}
-
-fn weight_bytes(model: &Model) -> usize {
-    model
-        .all_values()
-        .into_iter()
-        .filter_map(|v| model.value(v).init.as_ref())
-        .filter_map(|t| t.byte_len().ok())
-        .sum()
 }
 
 type Visit<'a> = &'a mut dyn FnMut(&mut TensorProto, &Tensor) -> Result<(), TensorError>;
