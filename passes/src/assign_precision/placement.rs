@@ -344,20 +344,23 @@ impl<'a> Placement<'a> {
         all
     }
 
+    /// Whether a value-moving operator moves codes: its input has them, and its result is wanted so. With signed codes
+    /// also where it is not: onnxruntime 1.32 would move the conversion behind the operator by itself and then fails
+    /// on the type of the codes.
     fn moves_codes(
         &self,
         node: NodeId,
         available: &BTreeSet<ValueId>,
         wanted: &BTreeSet<ValueId>,
     ) -> bool {
+        let signed = self
+            .settings
+            .activations
+            .is_some_and(|f| f.base.info().signed);
+        let outputs = self.model.outputs(node);
         self.model
             .input(node, 0)
             .is_some_and(|v| available.contains(&v))
-            && self
-                .model
-                .outputs(node)
-                .iter()
-                .flatten()
-                .any(|v| wanted.contains(v))
+            && (signed || outputs.iter().flatten().any(|v| wanted.contains(v)))
     }
 }
