@@ -24,8 +24,8 @@ use super::{Global, Outcome, check_output, engine, output};
 
 Data: .npz with one array for each input (samples on axis 0), .npy for a single input, a folder of either, or ONNX
 test_data_set_* folders. A budget: with labels the drop of top-1 (1% is one point) or the relative rise of perplexity;
-without labels the share of disagreement with the float model. If it is exceeded nothing is written and the exit code
-is 1, unless --force.")]
+without labels the share of samples with another class, for one output of shape [N, classes], else the cosine that the
+output that differs most has lost. If it is exceeded nothing is written and the exit code is 1, unless --force.")]
 pub(crate) struct Args {
     /// The float model
     model: PathBuf,
