@@ -2,6 +2,7 @@
 //! a failure leaves nothing behind. The files that the model was read from are never overwritten.
 
 mod staged;
+mod stream;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -142,10 +143,9 @@ pub fn save(model: &Model, path: &Path, external: ExternalData) -> Result<Writte
         ExternalData::Auto if proto.encoded_len() > MAX_MESSAGE => DEFAULT_THRESHOLD,
         ExternalData::Auto => {
             refuse_original(&model, &path)?;
-            let bytes = proto.encode_to_vec();
-            write_atomically(&path, |f| f.write_all(&bytes))?;
+            write_atomically(&path, |f| stream::write_message(&proto, f))?;
             return Ok(Written {
-                model_bytes: bytes.len() as u64,
+                model_bytes: proto.encoded_len() as u64,
                 external: None,
             });
         }

@@ -1,6 +1,8 @@
 //! External data, outputs that cannot be written, links, and files that must not be overwritten.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod zoo;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -67,12 +69,31 @@ fn external_data_comes_back() {
 }
 
 #[test]
+fn zoo_models_are_saved_to_the_byte() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("m.onnx");
+    for original in zoo::models() {
+        let m = load(&original).unwrap();
+        let done = save(&m, &path, ExternalData::Auto).unwrap();
+        let bytes = fs::read(&original).unwrap();
+        assert!(bytes == fs::read(&path).unwrap(), "{}", original.display());
+        assert_eq!(
+            (done.model_bytes, done.external),
+            (bytes.len() as u64, None)
+        );
+    }
+}
+
+#[test]
 fn a_data_file_of_any_shorter_length_is_an_error() {
     let dir = TempDir::new().unwrap();
     let path = written(&dir);
     let data = dir.path().join("m.onnx.data");
     let all = fs::read(&data).unwrap();
-    for end in 0..all.len() {
+    // Between the tensors there is padding up to the next page.
+    let padding = 24..4096;
+    let ends = (0..all.len()).filter(|e| !padding.contains(e) || e % 128 == 0);
+    for end in ends {
         fs::write(&data, &all[..end]).unwrap();
         match load(&path) {
             Err(LoadError::External { tensor, reason, .. }) => {
