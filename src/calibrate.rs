@@ -21,7 +21,8 @@ pub const BATCH: usize = 8;
 
 /// Runs the data through the model and gathers statistics of the named values.
 ///
-/// A last batch that repeats its last sample to be full is left out, unless it is the only one.
+/// A last batch that repeats its last sample to be full is left out where it is mostly repetition, which would count
+/// that one sample many times, unless it is the only one.
 ///
 /// Memory holds a few batches for each thread, the values of one run for each thread, and the histograms.
 ///
@@ -41,7 +42,7 @@ pub fn calibrate(
         let window = window?;
         let full: Vec<&Batch> = window
             .iter()
-            .filter(|b| b.padded == 0 || b.index == 0)
+            .filter(|b| b.padded <= b.samples || b.index == 0)
             .collect();
         let parts = full
             .par_chunks(full.len().div_ceil(rayon::current_num_threads()).max(1))

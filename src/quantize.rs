@@ -191,7 +191,7 @@ fn gather(
     let samples = calibration.samples;
     if samples < data.len() {
         notes.push(format!(
-            "{} of {} calibration samples were not used: they do not fill the model's fixed batch",
+            "{} of {} calibration samples were not used: they fill less than half of the model's fixed batch",
             data.len() - samples,
             data.len()
         ));

@@ -211,9 +211,12 @@ fn weight_plans(
             let key = model.value_key(value);
             let axis = axis.filter(|_| settings.per_channel());
             let reader = (model.node_key(node), slot);
+            // With `session.x64quantprecision=1` onnxruntime rewrites the int8 weight of each operator to uint8 in place,
+            // and does not load a model in which two operators read the same one.
+            let shared = gathered || !format.base.info().signed;
             let same = plans
                 .iter_mut()
-                .find(|p| p.key == key && p.axis == axis && p.gathered == gathered);
+                .find(|p| shared && p.key == key && p.axis == axis && p.gathered == gathered);
             match same {
                 Some(p) => {
                     p.readers.insert(reader);

@@ -27,8 +27,8 @@ pub enum Kernel {
     QuantizedOutput,
     /// Gives a float output where no quantized one is wanted (`QGemm`, `MatMulIntegerToFloat`).
     AnyOutput,
-    /// None: the weight is stored in few bits only.
-    None,
+    /// None, and why: the weight is stored in few bits only.
+    None(&'static str),
 }
 
 /// Why a linear operator cannot be quantized.
@@ -44,7 +44,8 @@ pub fn linear(model: &Model, node: NodeId) -> Option<Result<Linear, Refusal>> {
         "Conv" => Some(conv(model, node, 0, Kernel::QuantizedOutput)),
         "ConvTranspose" => {
             let grouped = n.attr_i("group").unwrap_or(1) != 1;
-            Some(conv(model, node, 1, Kernel::None).map(|l| Linear {
+            let kernel = Kernel::None("the runtime has no integer kernel for ConvTranspose");
+            Some(conv(model, node, 1, kernel).map(|l| Linear {
                 axis: l.axis.filter(|_| !grouped),
                 ..l
             }))
@@ -96,9 +97,15 @@ fn conv(model: &Model, node: NodeId, axis: usize, kernel: Kernel) -> Result<Line
         weight: 1,
         bias: model.input(node, 2).map(|_| 2),
         axis: Some(axis),
-        kernel,
+        kernel: match model.input(node, 2) {
+            Some(b) if model.constant(b).is_none() => Kernel::None(COMPUTED_BIAS),
+            _ => kernel,
+        },
     })
 }
+
+const COMPUTED_BIAS: &str =
+    "its bias is computed at run time, and the integer kernel takes a constant";
 
 fn gemm(model: &Model, node: NodeId) -> Result<Linear, Refusal> {
     let n = model.node(node);
@@ -106,17 +113,32 @@ fn gemm(model: &Model, node: NodeId) -> Result<Linear, Refusal> {
     if rank(model, weight) != 2 {
         return Err("its weight is not a matrix".to_owned());
     }
-    let plain = n.attr_f("alpha").unwrap_or(1.0) == 1.0 && n.attr_f("beta").unwrap_or(1.0) == 1.0;
+    let axis = usize::from(n.attr_i("transB").unwrap_or(0) == 0);
+    let bias = model.input(node, 2);
+    let columns = model
+        .constant(weight)
+        .and_then(|t| t.dims().get(axis).copied());
+    let kernel = match bias.map(|b| model.constant(b)) {
+        Some(None) => Kernel::None(COMPUTED_BIAS),
+        // Without a bias `beta` has no meaning; the runtime looks at it nevertheless.
+        _ if n.attr_f("alpha").unwrap_or(1.0) != 1.0 || n.attr_f("beta").unwrap_or(1.0) != 1.0 => {
+            Kernel::None("the integer kernel knows no alpha or beta")
+        }
+        Some(Some(t))
+            if t.element_count() != Ok(1)
+                && (t.element_count().ok() != columns.map(|c| c as usize)
+                    || t.dims().last() != columns.as_ref()) =>
+        {
+            Kernel::None("its bias has not one value for each output channel")
+        }
+        _ => Kernel::AnyOutput,
+    };
     Ok(Linear {
         activation: 0,
         weight: 1,
         bias: model.input(node, 2).map(|_| 2),
-        axis: Some(usize::from(n.attr_i("transB").unwrap_or(0) == 0)),
-        kernel: if plain {
-            Kernel::AnyOutput
-        } else {
-            Kernel::None
-        },
+        axis: Some(axis),
+        kernel,
     })
 }
 

@@ -44,6 +44,8 @@ fn settings(case: &Case) -> QuantSettings {
     for (key, value) in case.pairs("settings") {
         match key {
             "weights" => s.weights = format(value),
+            "activation_scheme" => s.activation_scheme = value.parse().unwrap(),
+            "weight_scheme" => s.weight_scheme = value.parse().unwrap(),
             "activations" => s.activations = format(value),
             "min_activation_sqnr" => s.min_activation_sqnr = value.parse().unwrap(),
             "reduce_range" => s.reduce_range = value.parse().unwrap(),

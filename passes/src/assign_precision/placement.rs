@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use onnx_quant_ir::{Model, NodeId, ValueId};
-use onnx_quant_numerics::format::Scheme;
+use onnx_quant_numerics::format::{Format, Scheme};
 
 use crate::ops::{self, Kernel, Linear};
 use crate::settings::{QuantSettings, Selector};
@@ -76,7 +76,10 @@ impl<'a> Placement<'a> {
                 let why = match linear.kernel {
                     _ if inner => "stands inside a subgraph, which calibration does not reach",
                     _ if !activations => "only weights are quantized",
-                    Kernel::None => "the runtime has no integer kernel for it in this form",
+                    Kernel::None(why) => why,
+                    _ if self.mixed_signs() => {
+                        "no kernel takes int8 activations with uint8 weights: ask for int8 weights"
+                    }
                     _ if self.settings.weights.is_none() => "weights stay in float",
                     _ => return Mode::Integer,
                 };
@@ -98,6 +101,15 @@ impl<'a> Placement<'a> {
             None if ops::is_preserving(self.model, node) => Mode::Preserving,
             None => Mode::Float(self.default_reason(node)),
         }
+    }
+
+    /// Whether activations are signed and weights are not.
+    fn mixed_signs(&self) -> bool {
+        let signed = |f: Option<Format>| f.map(|f| f.base.info().signed);
+        (
+            signed(self.settings.activations),
+            signed(self.settings.weights),
+        ) == (Some(true), Some(false))
     }
 
     fn can_support(&self, node: NodeId) -> bool {

@@ -1,6 +1,6 @@
 //! Makes of a model what tract is given: a copy (weights shared) that is concrete for one feed.
 //!
-//! In order: inputs get the shapes of the feed; watched values are marked; the model is specialized; an `Observe`
+//! In order: local functions and operators that the standard has dropped are replaced; inputs get the shapes of the feed; watched values are marked; the model is specialized; an `Observe`
 //! operator is put behind each watched value; Q/DQ are lowered; what tract lacks is written with what it has.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,8 +9,11 @@ use onnx_quant_ir::dtype::DataTypeExt;
 use onnx_quant_ir::engine::{EngineError, Request};
 use onnx_quant_ir::pass::{Manager, Pass, PassContext};
 use onnx_quant_ir::{DataType, Model, NodeSpec, Tensor, ValueId, save};
+use onnx_quant_passes::inline_functions::InlineFunctions;
+use onnx_quant_passes::lift_constants::LiftConstants;
 use onnx_quant_passes::lower_qdq::{EXEC_DOMAIN, LowerQdq};
 use onnx_quant_passes::specialize::{ConcreteInputs, Specialize};
+use onnx_quant_passes::upgrade_opset::UpgradeOpset;
 use onnx_quant_proto::{
     ModelProto, TensorShapeProto, TypeProto, tensor_shape_proto::Dimension,
     tensor_shape_proto::dimension, type_proto,
@@ -66,6 +69,7 @@ pub(super) fn lower(
     let mut m = model.clone();
     let declared = |&v: &ValueId| model.value(v).dtype();
     let outputs = model.main().outputs.iter().map(declared).collect();
+    modernize(&mut m)?;
     let inputs = bind_feed(&mut m, request)?;
     let mut constants = Vec::new();
     let marked = mark_watched(&mut m, request, &mut constants)?;
@@ -85,6 +89,19 @@ pub(super) fn lower(
         constants,
         names,
     })
+}
+
+/// Replaces what only the standard's own passes can: local functions, and `Upsample`, which later versions lack.
+fn modernize(m: &mut Model) -> Result<(), EngineError> {
+    let mut cx = PassContext::default();
+    if !m.header.functions.is_empty() {
+        run(&InlineFunctions, m, &mut cx)?;
+    }
+    if m.all_nodes().iter().any(|&n| m.node(n).is("Upsample")) {
+        run(&LiftConstants, m, &mut cx)?;
+        run(&UpgradeOpset, m, &mut cx)?;
+    }
+    Ok(())
 }
 
 fn run(pass: &dyn Pass, model: &mut Model, cx: &mut PassContext) -> Result<(), EngineError> {

@@ -3,6 +3,8 @@
 //! * bfloat16 is computed as FP32: constants, inputs and outputs, `Cast`.
 //! * GRU, LSTM and RNN that run backwards: the input is reversed in time, the operator runs forwards, and its `Y` is
 //!   reversed (ONNX standard, `direction`).
+//! * A `Gemm` with an FP16 bias: tract multiplies the bias by an FP32 `beta`. The bias is added by an `Add`.
+//! * An output of the model that is an input: it comes through an `Identity`.
 //! * Constants are given as raw data: tract misreads UINT32 and UINT64 in the typed fields.
 
 use onnx_quant_ir::engine::EngineError;
@@ -20,8 +22,70 @@ pub(super) fn rewrite(m: &mut Model) -> Result<(), EngineError> {
         if recurrent && n.attr_s("direction") == Some("reverse") && m.input(node, 4).is_none() {
             reverse_in_time(m, node);
         }
+        add_half_bias(m, node).map_err(prepare)?;
     }
+    copy_passed_inputs(m);
     Ok(())
+}
+
+/// `Gemm(A, B, C)` with an FP16 constant `C` becomes `alpha · Gemm(A, B) + beta · C`.
+fn add_half_bias(m: &mut Model, node: NodeId) -> Result<(), TensorError> {
+    if !m.node(node).is("Gemm") {
+        return Ok(());
+    }
+    let half = |t: &&Tensor| t.dtype() == DataType::Float16;
+    let Some(bias) = m.input_constant(node, 2).filter(half).cloned() else {
+        return Ok(());
+    };
+    let Some(y) = m.output(node, 0) else {
+        return Ok(());
+    };
+    let take = |m: &mut Model, name: &str| {
+        let attr = m.node_mut(node).take_attr(name);
+        attr.and_then(|a| a.f).unwrap_or(1.0)
+    };
+    let (alpha, beta) = (take(m, "alpha"), take(m, "beta"));
+    let graph = m.node(node).graph;
+    let label = m.node_label(node);
+    let mut names = m.names();
+    let scaled: Vec<f32> = bias.to_f32()?.into_iter().map(|c| c * beta).collect();
+    let scaled = Tensor::from_f32_as(DataType::Float16, bias.dims(), &scaled)?;
+    let scaled = m.add_initializer(graph, &names.fresh(&format!("{label}_bias")), scaled);
+    m.set_input(node, 2, None);
+    let mut product = m.add_value(graph, &names.fresh(&format!("{label}_product")));
+    m.set_output(node, 0, Some(product));
+    if alpha != 1.0 {
+        let factor = Tensor::from_f32_as(DataType::Float16, &[], &[alpha])?;
+        let factor = m.add_initializer(graph, &names.fresh(&format!("{label}_alpha")), factor);
+        let name = names.fresh(&format!("{label}_scaled"));
+        product = m.add_op(graph, NodeSpec::new("Mul"), &[product, factor], &name);
+    }
+    m.add_node(
+        graph,
+        NodeSpec::new("Add"),
+        &[Some(product), Some(scaled)],
+        &[Some(y)],
+    );
+    Ok(())
+}
+
+/// Gives an output of the main graph that is an input a copy of its own.
+fn copy_passed_inputs(m: &mut Model) {
+    let mut names = m.names();
+    for id in m.main().outputs.clone() {
+        if !m.value(id).is_input() {
+            continue;
+        }
+        let name = names.fresh(&format!("{}_passed", m.value(id).name));
+        let copy = m.add_op(Model::MAIN, NodeSpec::new("Identity"), &[id], &name);
+        let info = m.value_mut(id).output_info.take();
+        m.value_mut(copy).output_info = info;
+        for slot in &mut m.graph_mut(Model::MAIN).outputs {
+            if *slot == id {
+                *slot = copy;
+            }
+        }
+    }
 }
 
 fn widen_bfloat16(m: &mut Model) -> Result<(), TensorError> {
