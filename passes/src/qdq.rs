@@ -87,19 +87,14 @@ pub fn scalar_scale(model: &Model, q: &Qdq) -> Option<f32> {
     model.constant(q.scale).and_then(Tensor::scalar_f32)
 }
 
-/// Scales rounded to the type they are stored in, so that codes are computed with what a runtime will read.
-pub fn round_scale(scale: f32, float: DataType) -> f32 {
+/// The scale as it is stored: rounded to its type, so that codes are computed with what a runtime will read, and not
+/// below the smallest normal number of that type, which runtimes may flush to zero.
+pub fn stored_scale(scale: f32, float: DataType) -> f32 {
     match float {
-        DataType::Float16 => f16::from_f32(scale).to_f32(),
-        _ => scale,
-    }
-}
-
-/// A scale that its storage type holds as a normal number.
-pub fn scale_fits(scale: f32, float: DataType) -> bool {
-    match float {
-        DataType::Float16 => f16::from_f32(scale).is_normal(),
-        _ => scale.is_normal(),
+        DataType::Float16 => f16::from_f32(scale)
+            .clamp(f16::MIN_POSITIVE, f16::MAX)
+            .to_f32(),
+        _ => scale.clamp(f32::MIN_POSITIVE, f32::MAX),
     }
 }
 

@@ -9,7 +9,7 @@
 //! `T (f32) → Gather → Y` becomes `T_quantized (int8) → Gather → DequantizeLinear → Y`.
 //!
 //! # When it does not fire
-//! On a weight with values that are not finite, or with FP16 scales too small for FP16: such a layer stays in float.
+//! On a weight with values that are not finite: its layers stay in float, and the plan says so afterwards.
 //!
 //! # Invariants kept
 //! The signature. Where an INT32 bias would overflow with scale `input × weight`, the weight's scale is raised.
@@ -32,7 +32,7 @@ use onnx_quant_numerics::format::Scheme;
 use rayon::prelude::*;
 
 use crate::ops;
-use crate::plan::{PrecisionPlan, WeightPlan};
+use crate::plan::{Precision, PrecisionPlan, WeightPlan};
 use crate::qdq;
 use crate::settings::QuantSettings;
 
@@ -73,7 +73,10 @@ impl Pass for QuantizeWeights {
         for (form, coded) in plan.weights.iter().zip(coded) {
             match coded {
                 None => {}
-                Some(Err(reason)) => cx.skip_subject(form.key.clone(), reason),
+                Some(Err(reason)) => {
+                    stays_in_float(cx, form, &reason);
+                    cx.skip_subject(form.key.clone(), reason);
+                }
                 Some(Ok(coded)) => {
                     insert(model, &mut names, form, coded);
                     changed = true;
@@ -82,6 +85,19 @@ impl Pass for QuantizeWeights {
         }
         Ok(changed.into())
     }
+}
+
+/// Corrects the plan for the readers of a weight that cannot be stored as codes.
+fn stays_in_float(cx: &mut PassContext, form: &WeightPlan, reason: &str) {
+    let Some(mut plan) = cx.take::<PrecisionPlan>() else {
+        return;
+    };
+    let reads = |key: &String| form.readers.iter().any(|(reader, _)| reader == key);
+    for node in plan.nodes.iter_mut().filter(|n| reads(&n.key)) {
+        node.precision = Precision::Float;
+        node.reason = format!("its weight `{}` cannot be quantized: {reason}", form.key);
+    }
+    cx.insert(plan);
 }
 
 struct Coded {
@@ -129,10 +145,7 @@ fn encode(
     }
     raise_for_biases(model, &readers, &mut params)?;
     for p in &mut params {
-        p.scale = qdq::round_scale(p.scale, float);
-        if !qdq::scale_fits(p.scale, float) {
-            return Err("a scale does not fit FP16".to_owned());
-        }
+        p.scale = qdq::stored_scale(p.scale, float);
     }
     let codes =
         quantize_per_channel(&data, layout, &params, form.base).map_err(|e| e.to_string())?;

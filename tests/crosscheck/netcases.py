@@ -630,6 +630,17 @@ def fp16_no_bias():
     return n
 
 
+@case("fp16-small-weights", check=half_scales, expect={})
+def fp16_small_weights():
+    """Channels whose scale is below the smallest normal FP16 number."""
+    n = Net(17, dtype=np.float16)
+    w = n.rng.normal(0, 0.2, (8, 3, 3, 3)) * np.array([1, 1, 0.01, 1, 1e-4, 1, 0, 1]).reshape(8, 1, 1, 1)
+    x = n.op("Relu", n.op("Conv", n.input("x", ["N", 3, 8, 8]), n.const(w.astype(np.float16)), n.bias(8)))
+    n.conv(x, 8, 4, out="y")
+    n.output("y", ["N", 4, 6, 6])
+    return n
+
+
 @case("mixed-fp16-fp32")
 def mixed():
     n = Net(19)
@@ -727,6 +738,23 @@ def dead_channel():
     v[:, 3] = 0
     n.op("Gemm", x, n.const(v), n.bias(6), out="y")
     n.output("y", ["N", 6])
+    return n
+
+
+def weight_in_float(small, report, folder):
+    first = next(n for n in report["nodes"] if n["op"] == "Conv")
+    if first["precision"] != "float" or "finite" not in first.get("reason", ""):
+        yield f"the report says of a Conv with an infinite weight: {first}"
+
+
+@case("weight-infinite", floor=-999.0, evaluated=False, calibrated=False, runs=False, check=weight_in_float)
+def weight_infinite():
+    n = Net()
+    w = n.rng.normal(0, 0.3, (8, 4, 3, 3)).astype(np.float32)
+    w[0, 0, 0, 0] = np.inf
+    x = n.op("Clip", n.op("Conv", n.input("x", ["N", 4, 8, 8]), n.const(w)), n.const(np.float32(-1)), n.const(np.float32(1)))
+    n.conv(x, 8, 4, out="y")
+    n.output("y", ["N", 4, 6, 6])
     return n
 
 

@@ -42,10 +42,7 @@ pub(super) fn parameters(
     };
     let mut params = choose_qparams(range.0, range.1, base, settings.activation_scheme, options)
         .map_err(|e| format!("activation `{name}`: {e}"))?;
-    params.scale = qdq::round_scale(params.scale, float);
-    if !qdq::scale_fits(params.scale, float) {
-        return Err(format!("activation `{name}`: its scale does not fit FP16"));
-    }
+    params.scale = qdq::stored_scale(params.scale, float);
     if let Some(h) = histogram.filter(|_| !force) {
         let sqnr = expected_sqnr(h, &params);
         if sqnr < settings.min_activation_sqnr {
