@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::prepared::Prepared;
 use crate::progress;
 
-/// Samples that are run at once on one thread where the model's batch is free.
+/// The most samples that are run at once on one thread where the model's batch is free.
 pub const BATCH: usize = 8;
 
 /// Runs the data through the model and gathers statistics of the named values.
@@ -77,12 +77,21 @@ fn observe(
     Ok(part)
 }
 
+/// Samples of a batch: a divisor of their number where one is near [`BATCH`], so that the last batch has the shape of
+/// the others and the model is prepared once.
+fn batch_size(samples: usize) -> usize {
+    let near = BATCH / 2..=BATCH;
+    near.rev()
+        .find(|&n| samples.is_multiple_of(n))
+        .unwrap_or(BATCH)
+}
+
 /// The batches of a data set in groups that keep all threads busy.
 pub(crate) fn windows(
     data: &DataSet,
     threads: usize,
 ) -> impl Iterator<Item = Result<Vec<Batch>, Error>> + use<> {
-    let mut batches = data.batches(BATCH);
+    let mut batches = data.batches(batch_size(data.len()));
     let size = threads.max(1) * 4;
     std::iter::from_fn(move || {
         let window: Result<Vec<Batch>, _> = batches.by_ref().take(size).collect();
@@ -92,4 +101,15 @@ pub(crate) fn windows(
             Err(e) => Some(Err(Error::from(e))),
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_are_even_where_they_can_be() {
+        let sizes = [512, 500, 49, 9, 127, 3].map(batch_size);
+        assert_eq!(sizes, [8, 5, 7, BATCH, BATCH, BATCH]);
+    }
 }

@@ -27,6 +27,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use onnx_quant_ir::pass::{Changed, Pass, PassContext, PassError, PassInfo};
 use onnx_quant_ir::{DataType, Model, NodeId, ValueId};
 use onnx_quant_numerics::affine::QParams;
+use rayon::prelude::*;
 
 use crate::calibration::Calibration;
 use crate::ops;
@@ -78,21 +79,18 @@ fn assign(
 ) -> Result<PrecisionPlan, String> {
     let selector = Selector::new(&settings.selection, model).map_err(|e| e.to_string())?;
     let mut placement = Placement::new(model, settings, &selector);
-    let mut params = BTreeMap::new();
+    let mut found = BTreeMap::new();
     let mut quantized = placement.settle();
     if let Some(calibration) = calibration {
-        while !bear(
-            model,
-            settings,
-            &selector,
-            calibration,
-            &mut placement,
-            &quantized,
-            &mut params,
-        ) {
+        let given = (settings, &selector, calibration);
+        while !bear(model, given, &mut placement, &quantized, &mut found) {
             quantized = placement.settle();
         }
     }
+    let params = found
+        .into_iter()
+        .filter_map(|(value, (_, p))| Some((value, p.ok()?)))
+        .collect();
     let floats = float_types(model, &placement);
     Ok(PrecisionPlan {
         nodes: model
@@ -105,34 +103,42 @@ fn assign(
     })
 }
 
-/// Finds the parameters of every quantized value. `false` where one does not bear them: operators were taken out.
+/// By value: the type that it was looked at in, and its parameters or the reason why it has none.
+type Found = BTreeMap<ValueId, (DataType, Result<QParams, String>)>;
+
+/// Finds the parameters of every quantized value; those in `found` are not looked for again. `false` where a value
+/// does not bear its format: operators were taken out.
 fn bear(
     model: &Model,
-    settings: &QuantSettings,
-    selector: &Selector,
-    calibration: &Calibration,
+    (settings, selector, calibration): (&QuantSettings, &Selector, &Calibration),
     placement: &mut Placement<'_>,
     quantized: &Quantized,
-    params: &mut BTreeMap<ValueId, QParams>,
+    found: &mut Found,
 ) -> bool {
     let Some(format) = settings.activations else {
         return true;
     };
     let floats = float_types(model, placement);
-    params.clear();
-    let mut all_bear = true;
-    for &value in quantized.keys() {
-        let float = floats.get(&value).copied().unwrap_or(DataType::Float);
-        let formats = (format.base, float);
+    let float_of = |value: &ValueId| floats.get(value).copied().unwrap_or(DataType::Float);
+    let values: Vec<(ValueId, DataType)> = quantized.keys().map(|v| (*v, float_of(v))).collect();
+    let missing: Vec<(ValueId, DataType)> = values
+        .iter()
+        .filter(|(v, float)| found.get(v).is_none_or(|(was, _)| was != float))
+        .copied()
+        .collect();
+    found.par_extend(missing.into_par_iter().map(|(value, float)| {
         let force = model
             .consumers(value)
             .iter()
             .any(|(n, _)| selector.included(model, *n));
-        match bearing::parameters(model, value, formats, settings, calibration, force) {
-            Ok(p) => {
-                params.insert(value, p);
-            }
-            Err(reason) => all_bear &= !placement.bar(value, quantized, &reason),
+        let formats = (format.base, float);
+        let params = bearing::parameters(model, value, formats, settings, calibration, force);
+        (value, (float, params))
+    }));
+    let mut all_bear = true;
+    for (value, _) in values {
+        if let Some((_, Err(reason))) = found.get(&value) {
+            all_bear &= !placement.bar(value, quantized, reason);
         }
     }
     all_bear

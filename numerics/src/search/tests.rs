@@ -92,6 +92,27 @@ fn no_range_of_a_grid_has_a_smaller_error() {
 }
 
 #[test]
+fn no_narrower_range_has_an_error_below_the_floor() {
+    let mut x = normal(20_000);
+    x.extend([30.0, -17.0]);
+    let density = Density::of(&observed(&x));
+    for (base, scheme) in TARGETS {
+        let trials: Vec<Trial> = (0..64u8)
+            .map(|quarter| 30.0 * (-f32::from(quarter) / 4.0).exp2())
+            .map(|reach| Trial::of(&density, -reach.min(17.0), reach, target(base, scheme)))
+            .collect();
+        assert_eq!(trials[0].floor, 0.0);
+        for (i, wide) in trials.iter().enumerate() {
+            for narrow in &trials[i..] {
+                assert!(wide.floor <= narrow.error, "{base} {scheme}");
+            }
+        }
+        let last = &trials[63];
+        assert!(last.floor > 0.9 * last.error, "{base} {scheme}");
+    }
+}
+
+#[test]
 fn few_codes_clip_more() {
     let histogram = observed(&normal(100_000));
     // Least mean squared error for a normal distribution and 16 uniform levels is near 2.6 deviations.
