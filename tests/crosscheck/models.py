@@ -22,7 +22,9 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-import netcases
+import edgecases  # noqa: F401 (adds its cases)
+import netcases  # noqa: F401 (adds its cases)
+from netcase import CASES
 from zoo import graphs, in_float, not_explained, unused_initializers
 
 
@@ -215,7 +217,7 @@ class Judge:
 def main():
     binary, out = pathlib.Path(sys.argv[1]).resolve(), pathlib.Path(sys.argv[2]).resolve()
     wanted = set(sys.argv[3:])
-    cases = [c for c in netcases.CASES if not wanted or c.name in wanted]
+    cases = [c for c in CASES if not wanted or c.name in wanted]
     if unknown := wanted - {c.name for c in cases}:
         sys.exit(f"no such case: {sorted(unknown)}")
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
