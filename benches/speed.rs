@@ -103,9 +103,7 @@ fn b_save(bencher: Bencher<'_, '_>, case: &Case) {
 #[divan::bench(args = cases())]
 fn c_normalize(bencher: Bencher<'_, '_>, case: &Case) {
     let model = case.load();
-    bencher
-        .with_inputs(|| model.clone())
-        .bench_refs(normalized);
+    bencher.with_inputs(|| model.clone()).bench_refs(normalized);
 }
 
 /// The yardstick: the float model on all calibration samples, nothing watched, prepared before.

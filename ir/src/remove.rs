@@ -1,6 +1,6 @@
 //! Taking things out of the graph: nodes, values, subgraphs, and the control-flow nodes that a branch replaces.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use crate::edit::Names;
 use crate::model::{Graph, GraphId, Model, NodeId, ValueId, Vertex};
@@ -55,7 +55,8 @@ impl Model {
         if values.is_empty() {
             return;
         }
-        for v in values {
+        // In a fixed order: the arena gives freed indices out again, and order of ids is order of output.
+        for v in values.iter().copied().collect::<BTreeSet<ValueId>>() {
             self.arena.remove_node(v.0);
         }
         let keep = |v: &ValueId| !values.contains(v);

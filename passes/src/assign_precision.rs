@@ -219,7 +219,8 @@ fn weight_plans(
             let reader = (model.node_key(node), slot);
             // With `session.x64quantprecision=1` onnxruntime rewrites the int8 weight of each operator to uint8 in place,
             // and does not load a model in which two operators read the same one.
-            let shared = gathered || !format.base.info().signed;
+            let integer = matches!(placement.modes[&node], Mode::Integer);
+            let shared = gathered || !integer || !format.base.info().signed;
             let same = plans
                 .iter_mut()
                 .find(|p| shared && p.key == key && p.axis == axis && p.gathered == gathered);
