@@ -60,6 +60,7 @@ pub fn calibrate(
     Ok(Calibration {
         samples,
         values: wanted.iter().cloned().zip(all).collect(),
+        ..Calibration::default()
     })
 }
 

@@ -34,11 +34,24 @@ pub struct CheckReport {
     pub layer_samples: usize,
 }
 
+impl CheckReport {
+    /// A comparison by a metric alone, which brought its own data.
+    pub(crate) fn of_task(task: Task) -> Self {
+        Self {
+            samples: 0,
+            task,
+            outputs: Vec::new(),
+            layers: Vec::new(),
+            layer_samples: 0,
+        }
+    }
+}
+
 /// The metric by which a budget is judged.
 #[derive(Debug, Clone, Serialize)]
 pub struct Task {
     /// Its name.
-    pub metric: &'static str,
+    pub metric: String,
     /// Of the first model.
     pub reference: f64,
     /// Of the second model.
@@ -437,8 +450,8 @@ impl Sums {
 /// output that differs most.
 fn task(total: &Sums) -> Task {
     let nan = f64::NAN;
-    let plain = |metric, reference: f64, candidate: f64, drop: f64| Task {
-        metric,
+    let plain = |metric: &str, reference: f64, candidate: f64, drop: f64| Task {
+        metric: metric.to_owned(),
         reference,
         candidate,
         drop,

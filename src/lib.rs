@@ -2,22 +2,28 @@
 //!
 //! The way of a model: [`onnx_quant_ir::load`] → [`pipeline::NORMALIZE`] → [`calibrate`] → the plan of
 //! `assign_precision` → [`pipeline::REWRITE`] → [`check`] → [`report`] → [`onnx_quant_ir::save`].
-//! [`quantize::quantize`] does all of it.
+//! [`quantize::quantize`] does all of it; [`stages`] has every step as a type. Passes, observers and metrics of the
+//! caller go in by [`extend`] and [`metric`].
 //!
 //! **Architecture invariant:** only `engine::tract` knows tract.
 
 pub mod calibrate;
 pub mod check;
 pub mod data;
+pub mod demo;
 pub mod engine;
 pub mod error;
+pub mod extend;
 pub mod inspect;
+pub mod metric;
+pub mod observe;
 pub mod pipeline;
 mod prepared;
 mod progress;
 pub mod quantize;
 pub mod report;
 pub mod run;
+pub mod stages;
 
 pub use error::Error;
 pub use onnx_quant_ir as ir;

@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use onnx_quant_ir::Model;
-use onnx_quant_ir::pass::{Manager, PassContext, PassRecord, Violation};
+use onnx_quant_ir::pass::{Changed, Manager, Pass, PassContext, PassRecord, Violation};
 use onnx_quant_ir::text::{self, Print};
 use onnx_quant_ir::verify;
 use onnx_quant_passes::registry;
 
 use crate::error::Error;
+use crate::extend::{Extensions, Point, Stage};
 
 /// The passes that bring a model into the form that quantization works on.
 pub const NORMALIZE: &[&str] = &[
@@ -38,6 +40,25 @@ pub const REWRITE: &[&str] = &[
     "drop_unused",
 ];
 
+/// The last pass of the plan stage.
+const PLANS: &str = "assign_precision";
+
+/// Where in [`REWRITE`] the plan stage ends.
+fn end_of_plan() -> usize {
+    let at = REWRITE.iter().position(|p| *p == PLANS);
+    at.map_or(0, |i| i + 1)
+}
+
+/// The passes of [`REWRITE`] that make the plan.
+pub fn plan_passes() -> &'static [&'static str] {
+    &REWRITE[..end_of_plan()]
+}
+
+/// The passes of [`REWRITE`] that carry the plan out.
+pub fn rewrite_passes() -> &'static [&'static str] {
+    &REWRITE[end_of_plan()..]
+}
+
 /// How a run is watched.
 #[derive(Debug, Clone, Default)]
 pub struct Watch {
@@ -59,6 +80,7 @@ pub struct Run {
     /// What was done.
     pub records: Vec<PassRecord>,
     watch: Watch,
+    extensions: Extensions,
 }
 
 /// One pass of a pipeline, with its options.
@@ -76,13 +98,50 @@ impl Run {
     /// # Errors
     /// A dump of a pass that does not exist.
     pub fn new(watch: Watch) -> Result<Self, Error> {
+        Self::extended(watch, Extensions::default())
+    }
+
+    /// A run that is watched, with the passes of a user at their points.
+    ///
+    /// # Errors
+    /// A dump of a pass that does not exist.
+    pub fn extended(watch: Watch, extensions: Extensions) -> Result<Self, Error> {
         for name in watch.dump_before.iter().chain(&watch.dump_after) {
-            find(name)?;
+            if !extensions.has_pass(name) {
+                find(name)?;
+            }
         }
         Ok(Self {
             watch,
+            extensions,
             ..Self::default()
         })
+    }
+
+    /// What the user added.
+    pub fn extensions(&self) -> &Extensions {
+        &self.extensions
+    }
+
+    /// Runs the passes of a stage, and those of the user around it.
+    ///
+    /// # Errors
+    /// The refusal of a pass.
+    pub fn stage(&mut self, stage: Stage, model: &mut Model) -> Result<(), Error> {
+        let names = match stage {
+            Stage::Normalize => NORMALIZE,
+            Stage::Plan => plan_passes(),
+            Stage::Rewrite => rewrite_passes(),
+        };
+        let mut list: Vec<Planned> = self.users(&Point::BeforeStage(stage));
+        for name in names {
+            list.extend(self.step(&Step {
+                pass: (*name).to_owned(),
+                options: BTreeMap::new(),
+            })?);
+        }
+        list.extend(self.users(&Point::AfterStage(stage)));
+        self.execute(list, model)
     }
 
     /// Runs passes by name.
@@ -105,7 +164,37 @@ impl Run {
     /// # Errors
     /// An unknown pass, or the refusal of one.
     pub fn steps(&mut self, steps: &[Step], model: &mut Model) -> Result<(), Error> {
-        let Self { cx, records, watch } = self;
+        for step in steps {
+            let list = self.step(step)?;
+            self.execute(list, model)?;
+        }
+        Ok(())
+    }
+
+    /// A step with the passes of the user around it.
+    fn step(&self, step: &Step) -> Result<Vec<Planned>, Error> {
+        let built_in = Planned {
+            pass: Which::BuiltIn(find(&step.pass)?),
+            options: step.options.clone(),
+        };
+        let mut list = self.users(&Point::Before(step.pass.clone()));
+        list.push(built_in);
+        list.extend(self.users(&Point::After(step.pass.clone())));
+        Ok(list)
+    }
+
+    fn users(&self, point: &Point) -> Vec<Planned> {
+        let planned = |p: &Arc<dyn Pass>| Planned {
+            pass: Which::User(Arc::clone(p)),
+            options: BTreeMap::new(),
+        };
+        self.extensions.at(point).iter().map(planned).collect()
+    }
+
+    fn execute(&mut self, list: Vec<Planned>, model: &mut Model) -> Result<(), Error> {
+        let Self {
+            cx, records, watch, ..
+        } = self;
         let dump = |when: &'static str, names: &[String]| {
             let names = names.to_vec();
             move |pass: &str, model: &Model| {
@@ -123,26 +212,43 @@ impl Run {
             limit: watch.pass_limit,
             records: std::mem::take(records),
         };
-        let mut result = Ok(());
-        for step in steps {
-            result = find(&step.pass).and_then(|pass| {
-                let done = manager.run(pass, step.options.clone(), model, cx);
-                done.map(|_| ()).map_err(Error::from)
-            });
+        let mut result = Ok(Changed::No);
+        for Planned { pass, options } in list {
+            let pass = match &pass {
+                Which::BuiltIn(p) => *p,
+                Which::User(p) => p.as_ref(),
+            };
+            result = manager.run(pass, options, model, cx);
             if result.is_err() {
                 break;
             }
         }
         *records = std::mem::take(&mut manager.records);
-        result
+        result.map(|_| ()).map_err(Error::from)
     }
+}
+
+/// A pass that is about to run.
+struct Planned {
+    pass: Which,
+    options: BTreeMap<String, String>,
+}
+
+/// Whose pass it is.
+enum Which {
+    BuiltIn(&'static dyn Pass),
+    User(Arc<dyn Pass>),
 }
 
 fn verify_for_pass(model: &Model) -> Result<(), Violation> {
     verify::verify_for_pass(model)
 }
 
-fn find(name: &str) -> Result<&'static dyn onnx_quant_ir::pass::Pass, Error> {
+/// A pass by its name.
+///
+/// # Errors
+/// There is none; a near name is suggested.
+pub fn find(name: &str) -> Result<&'static dyn Pass, Error> {
     registry::find(name).ok_or_else(|| {
         let all = registry::all();
         let near = all

@@ -3,20 +3,20 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use onnx_quant_ir::Model;
 use onnx_quant_ir::engine::Engine;
 use onnx_quant_ir::save::ExternalData;
-use onnx_quant_ir::{Model, load, save};
-use onnx_quant_passes::assign_precision::wanted_statistics;
-use onnx_quant_passes::freeze_initializers::KeepInputs;
-use onnx_quant_passes::plan::{Precision, PrecisionPlan};
+use onnx_quant_passes::plan::Precision;
 use onnx_quant_passes::settings::QuantSettings;
 
-use crate::calibrate;
 use crate::check::{CheckReport, Checker};
 use crate::data::{DataSet, Labels, Signature};
 use crate::error::Error;
-use crate::pipeline::{self, NORMALIZE, REWRITE, Run, Watch};
+use crate::extend::Extensions;
+use crate::metric::Metric;
+use crate::pipeline::{Run, Watch};
 use crate::report::{self, Budget, Report, SettingsReport};
+use crate::stages::{Calibrated, Checked, Loaded, Normalized, Rewritten};
 
 /// What is to be quantized, and how.
 #[derive(Debug, Clone, Default)]
@@ -39,6 +39,10 @@ pub struct Job {
     pub keep_inputs: Vec<String>,
     /// Where the weights of the output go.
     pub external: ExternalData,
+    /// Passes and observers of the user.
+    pub extensions: Extensions,
+    /// The metric of the user, in place of the one that labels and outputs suggest.
+    pub metric: Option<Metric>,
 }
 
 /// A quantized model with its report.
@@ -68,7 +72,8 @@ pub type Say<'a> = &'a mut dyn FnMut(String);
 /// # Errors
 /// What is wrong with the model, the data or the settings.
 pub fn quantize(job: &Job, engine: &Arc<dyn Engine>, say: Say<'_>) -> Result<Quantized, Error> {
-    if job.max_drop.is_some() && job.evaluation.is_none() {
+    let own_data = job.metric.as_ref().is_some_and(|m| !m.needs_data());
+    if job.max_drop.is_some() && job.evaluation.is_none() && !own_data {
         return Err(Error::usage(
             "--max-drop needs --eval: the drop is measured by running both models on evaluation data",
         ));
@@ -78,8 +83,11 @@ pub fn quantize(job: &Job, engine: &Arc<dyn Engine>, say: Say<'_>) -> Result<Qua
             "--labels needs --eval: labels belong to evaluation data",
         ));
     }
-    let float = load::load(&job.model)?;
-    pipeline::refuse_quantized(&float, &job.model)?;
+    let loaded = Loaded::open(&job.model)?
+        .watch(job.watch.clone())
+        .extensions(job.extensions.clone())
+        .keep_inputs(job.keep_inputs.clone());
+    let float = loaded.model().clone();
     say(format!(
         "load        {}: {} nodes, opset {}",
         job.model.display(),
@@ -88,48 +96,15 @@ pub fn quantize(job: &Job, engine: &Arc<dyn Engine>, say: Say<'_>) -> Result<Qua
     ));
     // Wrong evaluation data is found before the long work, not after it.
     let evaluation = Evaluation::open(job, &float)?;
-    let mut run = Run::new(job.watch.clone())?;
-    run.cx
-        .insert(KeepInputs(job.keep_inputs.iter().cloned().collect()));
-    let mut model = float.clone();
-    run.passes(NORMALIZE, &mut model)?;
-    say(format!("normalize   {} nodes", model.all_nodes().len()));
-    let mut settings = job.settings.clone();
-    let mut notes = Vec::new();
-    let samples = match &job.calibration {
-        Some(path) => {
-            let samples = gather(&model, &settings, engine, path, &mut run, &mut notes)?;
-            say(format!(
-                "calibrate   {samples} samples, {}",
-                settings.calibrator
-            ));
-            samples
-        }
-        None => {
-            if settings.activations.take().is_some() {
-                let note = "no calibration data: only weights are quantized, activations stay in float; give --calib for integer kernels";
-                say(format!("calibrate   {note}"));
-                notes.push(note.to_owned());
-            }
-            0
-        }
-    };
-    run.cx.insert(settings.clone());
-    run.passes(REWRITE, &mut model)?;
-    name_producer(&mut model);
-    let plan = run.cx.get::<PrecisionPlan>().cloned().unwrap_or_default();
-    notes.extend(
-        run.cx
-            .notes
-            .iter()
-            .map(|n| format!("{}: {}", n.pass, n.message)),
-    );
-    if plan.count(Precision::Integer) + plan.count(Precision::WeightOnly) == 0 {
-        notes.push(
-            "nothing could be quantized: every node stays in float, for the reasons in the plan"
-                .to_owned(),
-        );
-    }
+    let normalized = loaded.normalize()?;
+    say(format!(
+        "normalize   {} nodes",
+        normalized.model().all_nodes().len()
+    ));
+    let calibrated = calibrate(job, normalized, engine, say)?;
+    let samples = calibrated.calibration().map_or(0, |c| c.samples);
+    let planned = calibrated.plan()?;
+    let plan = planned.plan();
     say(format!(
         "assign      {} integer, {} weight-only, {} follow, {} float",
         plan.count(Precision::Integer),
@@ -137,67 +112,83 @@ pub fn quantize(job: &Job, engine: &Arc<dyn Engine>, say: Say<'_>) -> Result<Qua
         plan.count(Precision::Follows),
         plan.count(Precision::Float)
     ));
-    let after = size_of(&model)?;
-    let mut report = Report {
-        tool: concat!("onnx-quant ", env!("CARGO_PKG_VERSION")).to_owned(),
-        model: job.model.display().to_string(),
-        output: None,
-        not_written: None,
-        settings: settings_report(&settings),
-        size: report::size(file_size(&float, &job.model), after, &model),
-        calibration_samples: samples,
-        nodes: report::node_rows(&plan),
-        activations: report::activation_rows(&plan),
-        weights: report::weight_rows(&plan),
-        notes,
-        skips: report::skip_rows(&run.cx),
-        check: None,
-        budget: None,
-    };
-    if let Some(e) = &evaluation {
-        let check = e.check(&float, &model, engine)?;
+    let rewritten = planned.rewrite()?;
+    let mut report = report_of(job, &rewritten, samples)?;
+    let rewritten = if evaluation.is_some() || job.metric.is_some() {
+        let checked = rewritten.check(engine, evaluation.as_ref(), job.metric.as_ref())?;
+        let Checked { rewritten, check } = checked;
+        let samples = match check.samples {
+            0 => String::new(),
+            n => format!("{n} samples: "),
+        };
         say(format!(
-            "check       {} samples: {} {:.4} → {:.4}",
-            check.samples, check.task.metric, check.task.reference, check.task.candidate
+            "check       {samples}{} {:.4} → {:.4}",
+            check.task.metric, check.task.reference, check.task.candidate
         ));
-        report.notes.extend(e.data.notes());
+        report
+            .notes
+            .extend(evaluation.iter().flat_map(Evaluation::notes));
         report.budget = job.max_drop.map(|max_drop| Budget {
             max_drop,
             drop: check.task.drop,
             held: check.task.drop <= max_drop,
         });
         report.check = Some(check);
-    }
+        rewritten
+    } else {
+        rewritten
+    };
     Ok(Quantized {
-        float,
-        model,
+        float: rewritten.carried.float,
+        model: rewritten.model,
         report,
-        run,
+        run: rewritten.carried.run,
     })
 }
 
-fn gather(
-    model: &Model,
-    settings: &QuantSettings,
+/// The statistics of the job, or none where it has no data.
+fn calibrate(
+    job: &Job,
+    normalized: Normalized,
     engine: &Arc<dyn Engine>,
-    path: &Path,
-    run: &mut Run,
-    notes: &mut Vec<String>,
-) -> Result<usize, Error> {
-    let data = DataSet::open(path, &Signature::of(model)?)?;
-    notes.extend(data.notes());
-    let wanted = wanted_statistics(model, settings).map_err(Error::Usage)?;
-    let calibration = calibrate::calibrate(model, engine, &data, &wanted)?;
-    let samples = calibration.samples;
-    if samples < data.len() {
-        notes.push(format!(
-            "{} of {} calibration samples were not used: they fill less than half of the model's fixed batch",
-            data.len() - samples,
-            data.len()
-        ));
-    }
-    run.cx.insert(calibration);
-    Ok(samples)
+    say: Say<'_>,
+) -> Result<Calibrated, Error> {
+    let settings = job.settings.clone();
+    let Some(path) = &job.calibration else {
+        let had = normalized.carried.notes.len();
+        let calibrated = normalized.without_data(settings);
+        for note in calibrated.carried.notes.iter().skip(had) {
+            say(format!("calibrate   {note}"));
+        }
+        return Ok(calibrated);
+    };
+    let data = DataSet::open(path, &Signature::of(normalized.model())?)?;
+    let method = settings.calibrator;
+    let calibrated = normalized.calibrate(settings, &data, engine)?;
+    let samples = calibrated.calibration().map_or(0, |c| c.samples);
+    say(format!("calibrate   {samples} samples, {method}"));
+    Ok(calibrated)
+}
+
+/// The report of a model that was not checked yet.
+fn report_of(job: &Job, rewritten: &Rewritten, samples: usize) -> Result<Report, Error> {
+    let plan = rewritten.plan();
+    Ok(Report {
+        tool: concat!("onnx-quant ", env!("CARGO_PKG_VERSION")).to_owned(),
+        model: job.model.display().to_string(),
+        output: None,
+        not_written: None,
+        settings: settings_report(&rewritten.settings),
+        size: report::size(rewritten.float_size(), rewritten.size()?, rewritten.model()),
+        calibration_samples: samples,
+        nodes: report::node_rows(&plan),
+        activations: report::activation_rows(&plan),
+        weights: report::weight_rows(&plan),
+        notes: rewritten.notes().to_vec(),
+        skips: report::skip_rows(&rewritten.carried.run.cx),
+        check: None,
+        budget: None,
+    })
 }
 
 /// Evaluation data with its labels.
@@ -247,6 +238,11 @@ impl Evaluation {
         .run()
     }
 
+    /// The data and its labels.
+    pub fn data(&self) -> (&DataSet, Option<&Labels>) {
+        (&self.data, self.labels.as_ref())
+    }
+
     /// What the user should know of the data.
     pub fn notes(&self) -> Vec<String> {
         self.data.notes()
@@ -265,17 +261,6 @@ fn settings_report(s: &QuantSettings) -> SettingsReport {
         calibrator: s.calibrator.to_string(),
         reduce_range: s.reduce_range,
     }
-}
-
-fn name_producer(model: &mut Model) {
-    model.header.producer_name = Some("onnx-quant".to_owned());
-    model.header.producer_version = Some(env!("CARGO_PKG_VERSION").to_owned());
-}
-
-/// Bytes that the model's file would take, external data included.
-fn size_of(model: &Model) -> Result<u64, Error> {
-    use onnx_quant_ir::proto::Message;
-    Ok(save::inlined(model)?.encoded_len() as u64)
 }
 
 /// Bytes of a model that was read, external data included.

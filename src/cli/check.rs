@@ -3,26 +3,31 @@
 use std::path::PathBuf;
 
 use onnx_quant::quantize::Evaluation;
+use onnx_quant::stages::compare;
 use serde::Serialize;
 
+use super::metric::MetricArgs;
 use super::{Global, Outcome, engine, output};
 
 /// The options of `check`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   onnx-quant check model.onnx model.int8.onnx --eval eval.npz
-  onnx-quant check model.onnx model.int8.onnx --eval eval.npz --labels labels.npy --max-drop 1%")]
+  onnx-quant check model.onnx model.int8.onnx --eval eval.npz --labels labels.npy --max-drop 1%
+  onnx-quant check model.onnx model.int8.onnx --metric-command 'python eval.py {model}' --max-drop 0.5%")]
 pub(crate) struct Args {
     /// The model that is right, usually the float model
     reference: PathBuf,
     /// The model that is judged
     candidate: PathBuf,
     /// Evaluation data
-    #[arg(long, value_name = "DATA")]
-    eval: PathBuf,
+    #[arg(long, value_name = "DATA", required_unless_present = "metric_command")]
+    eval: Option<PathBuf>,
     /// Labels of the evaluation data (.npy): classes [N], or target ids [N, T]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "eval")]
     labels: Option<PathBuf>,
+    #[command(flatten)]
+    metric: MetricArgs,
     /// The largest drop that is allowed, `1%` or `0.01`: exit code 1 beyond
     #[arg(long, value_name = "DROP", value_parser = super::quantize::parse_share)]
     max_drop: Option<f64>,
@@ -46,21 +51,36 @@ struct Answer<'a> {
 pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
     let reference = super::load(&args.reference)?;
     let candidate = super::load(&args.candidate)?;
-    let evaluation = Evaluation::from_files(&reference, &args.eval, args.labels.as_deref())?;
-    let check = evaluation.check(&reference, &candidate, &engine())?;
+    let metric = args.metric.metric()?;
+    let evaluation = match &args.eval {
+        Some(data) => Some(Evaluation::from_files(
+            &reference,
+            data,
+            args.labels.as_deref(),
+        )?),
+        None => None,
+    };
+    let check = compare(
+        (&reference, Some(&args.reference)),
+        &candidate,
+        &engine(),
+        evaluation.as_ref(),
+        metric.as_ref(),
+    )?;
+    let notes = evaluation.map_or_else(Vec::new, |e| e.notes());
     let held = args.max_drop.map(|m| check.task.drop <= m);
     if global.json {
         output::json(&Answer {
             reference: args.reference.display().to_string(),
             candidate: args.candidate.display().to_string(),
             check: &check,
-            notes: evaluation.notes(),
+            notes,
             max_drop: args.max_drop,
             held,
         })?;
     } else {
         let mut text = output::check_text(&check, args.layers);
-        for note in evaluation.notes() {
+        for note in notes {
             text.push_str(&format!("note: {note}\n"));
         }
         if let (Some(held), Some(max)) = (held, args.max_drop) {

@@ -14,14 +14,6 @@ use super::{Global, Outcome, check_output, engine, output};
 /// The budget that the demo is held to.
 const MAX_DROP: f64 = 0.01;
 
-/// The embedded files.
-const FILES: [(&str, &[u8]); 4] = [
-    ("model.onnx", include_bytes!("../../assets/demo/model.onnx")),
-    ("calib.npz", include_bytes!("../../assets/demo/calib.npz")),
-    ("eval.npz", include_bytes!("../../assets/demo/eval.npz")),
-    ("labels.npy", include_bytes!("../../assets/demo/labels.npy")),
-];
-
 /// The options of `demo`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -52,9 +44,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
             .keep(),
     };
     let at = |name: &str| folder.join(name);
-    for (name, bytes) in FILES {
-        save::write_atomically(&at(name), |f| f.write_all(bytes))?;
-    }
+    onnx_quant::demo::write(&folder)?;
     let mut say = |line: String| {
         if !global.json {
             eprintln!("{line}");

@@ -17,6 +17,7 @@ mod check;
 mod demo;
 mod diff;
 mod inspect;
+mod metric;
 mod output;
 mod passes;
 mod quantize;

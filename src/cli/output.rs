@@ -102,14 +102,17 @@ const LOUD: f64 = 0.01;
 pub(crate) fn check_text(check: &CheckReport, layers: usize) -> String {
     let mut out = String::new();
     let t = &check.task;
+    let samples = match check.samples {
+        0 => String::new(),
+        n => format!(" on {n} samples"),
+    };
     let _ = writeln!(
         out,
-        "{} on {} samples: {:.4} → {:.4} ({})",
+        "{}{samples}: {:.4} → {:.4} ({})",
         t.metric,
-        check.samples,
         t.reference,
         t.candidate,
-        drop_text(t.metric, t.drop)
+        drop_text(&t.metric, t.drop)
     );
     if let Some((a, b)) = t.top5 {
         let _ = writeln!(out, "top-5: {a:.4} → {b:.4}");
@@ -137,7 +140,9 @@ pub(crate) fn check_text(check: &CheckReport, layers: usize) -> String {
             )]);
         }
     }
-    out.push_str(&table(&rows));
+    if !check.outputs.is_empty() {
+        out.push_str(&table(&rows));
+    }
     if !check.layers.is_empty() && layers > 0 {
         let shown = check.layers.len().min(layers);
         let _ = writeln!(
@@ -169,7 +174,7 @@ pub(crate) fn check_text(check: &CheckReport, layers: usize) -> String {
             "WARNING: the quantized model does worse than its float model ({}).\n  The values that lose most: {}\n  \
              Try another --calibrator (mse, minmax, percentile:99.99, kl), a higher --min-activation-sqnr, or\n  \
              --exclude the nodes around those values.",
-            drop_text(t.metric, t.drop),
+            drop_text(&t.metric, t.drop),
             if worst.is_empty() {
                 "none is known by name".to_owned()
             } else {

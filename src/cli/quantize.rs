@@ -12,6 +12,7 @@ use onnx_quant::pipeline::Watch;
 use onnx_quant::quantize::{Job, Quantized, quantize};
 use onnx_quant::report;
 
+use super::metric::MetricArgs;
 use super::{Global, Outcome, check_output, engine, output};
 
 /// The options of `quantize`.
@@ -44,6 +45,8 @@ pub(crate) struct Args {
     /// The largest drop that is allowed, `1%` or `0.01`
     #[arg(long, value_name = "DROP", value_parser = parse_share)]
     max_drop: Option<f64>,
+    #[command(flatten)]
+    metric: MetricArgs,
     /// Write the model even if the budget is exceeded
     #[arg(long)]
     force: bool,
@@ -144,8 +147,8 @@ pub(crate) fn parse_share(text: &str) -> Result<f64, String> {
 }
 
 impl Args {
-    fn job(&self) -> Job {
-        Job {
+    fn job(&self) -> anyhow::Result<Job> {
+        Ok(Job {
             model: self.model.clone(),
             calibration: self.calib.clone(),
             evaluation: self.eval.clone(),
@@ -176,7 +179,9 @@ impl Args {
             } else {
                 ExternalData::Auto
             },
-        }
+            metric: self.metric.metric()?,
+            ..Job::default()
+        })
     }
 }
 
@@ -199,7 +204,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
             bail!("--report and --output are the same file");
         }
     }
-    let job = args.job();
+    let job = args.job()?;
     let mut say = |line: String| {
         if !global.json {
             eprintln!("{line}");

@@ -34,7 +34,8 @@ pub(super) fn parameters(
         scheme: settings.activation_scheme,
         options,
     };
-    let range = match (ops::known_range(model, value), histogram) {
+    let given = calibration.ranges.get(&model.value_key(value)).copied();
+    let range = match (given.or_else(|| ops::known_range(model, value)), histogram) {
         (Some(range), _) => range,
         (None, Some(h)) => observer::range_for(h, settings.calibrator, target)
             .map_err(|e| format!("activation `{name}`: {e}"))?,
