@@ -4,6 +4,8 @@ use onnx_quant_ir::{Model, NodeId};
 use onnx_quant_numerics::format::{Base, Format, Granularity, Scheme};
 use onnx_quant_numerics::observer::Calibrator;
 
+use crate::layers::{LayerRule, Pinned};
+
 /// The choices of one quantization.
 #[derive(Debug, Clone, PartialEq)]
 pub struct QuantSettings {
@@ -23,6 +25,10 @@ pub struct QuantSettings {
     pub min_activation_sqnr: f64,
     /// Which nodes.
     pub selection: Selection,
+    /// What holds for single layers; the last rule that names a node wins.
+    pub layers: Vec<LayerRule>,
+    /// Ranges or parameters of activations that are fixed, by value key (graph path and name).
+    pub ranges: std::collections::BTreeMap<String, Pinned>,
 }
 
 impl Default for QuantSettings {
@@ -42,15 +48,9 @@ impl Default for QuantSettings {
             calibrator: Calibrator::Mse,
             min_activation_sqnr: 26.0,
             selection: Selection::default(),
+            layers: Vec::new(),
+            ranges: std::collections::BTreeMap::new(),
         }
-    }
-}
-
-impl QuantSettings {
-    /// Whether weights get a scale for each output channel (the default) or one for the tensor.
-    pub fn per_channel(&self) -> bool {
-        self.weights
-            .is_some_and(|f| f.granularity != Some(Granularity::Tensor))
     }
 }
 
@@ -70,7 +70,7 @@ pub enum SelectionError {
     #[error("{option} `{pattern}` is not a valid pattern: {reason}")]
     Pattern {
         /// The option it was given with.
-        option: &'static str,
+        option: String,
         /// The pattern.
         pattern: String,
         /// What is wrong.
@@ -80,7 +80,7 @@ pub enum SelectionError {
     #[error("{option} `{pattern}` names no node and no operator type of the model{suggestion}")]
     NoMatch {
         /// The option it was given with.
-        option: &'static str,
+        option: String,
         /// The pattern.
         pattern: String,
         /// A near name, ready to be printed.
@@ -113,7 +113,7 @@ impl Selector {
             for (pattern, glob) in list {
                 if !nodes.iter().any(|&n| matches(pattern, glob, model, n)) {
                     return Err(SelectionError::NoMatch {
-                        option,
+                        option: option.to_owned(),
                         pattern: pattern.clone(),
                         suggestion: suggest(pattern, model),
                     });
@@ -141,8 +141,8 @@ impl Selector {
     }
 }
 
-fn compile(
-    option: &'static str,
+pub(crate) fn compile(
+    option: &str,
     patterns: &[String],
 ) -> Result<Vec<(String, globset::GlobMatcher)>, SelectionError> {
     patterns
@@ -151,7 +151,7 @@ fn compile(
             globset::Glob::new(p)
                 .map(|g| (p.clone(), g.compile_matcher()))
                 .map_err(|e| SelectionError::Pattern {
-                    option,
+                    option: option.to_owned(),
                     pattern: p.clone(),
                     reason: e.kind().to_string(),
                 })
@@ -159,12 +159,17 @@ fn compile(
         .collect()
 }
 
-fn matches(pattern: &str, glob: &globset::GlobMatcher, model: &Model, node: NodeId) -> bool {
+pub(crate) fn matches(
+    pattern: &str,
+    glob: &globset::GlobMatcher,
+    model: &Model,
+    node: NodeId,
+) -> bool {
     let key = model.node_key(node);
     model.node(node).op_type() == pattern || key == pattern || glob.is_match(&key)
 }
 
-fn suggest(pattern: &str, model: &Model) -> String {
+pub(crate) fn suggest(pattern: &str, model: &Model) -> String {
     let nodes = model.all_nodes();
     let names = nodes
         .iter()

@@ -166,6 +166,7 @@ impl Args {
                     include: self.include.clone(),
                     exclude: self.exclude.clone(),
                 },
+                ..QuantSettings::default()
             },
             watch: Watch {
                 dump_before: self.dump_before.clone(),

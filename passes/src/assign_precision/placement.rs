@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use onnx_quant_ir::{Model, NodeId, ValueId};
 use onnx_quant_numerics::format::{Format, Scheme};
 
+use crate::layers::LayerChoices;
 use crate::ops::{self, Kernel, Linear};
 use crate::settings::{QuantSettings, Selector};
 
@@ -37,6 +38,7 @@ pub(super) struct Placement<'a> {
     model: &'a Model,
     settings: &'a QuantSettings,
     selector: &'a Selector,
+    choices: &'a LayerChoices,
     pub(super) modes: BTreeMap<NodeId, Mode>,
     pub(super) linears: BTreeMap<NodeId, Linear>,
     merged: BTreeMap<NodeId, NodeId>,
@@ -47,11 +49,13 @@ impl<'a> Placement<'a> {
         model: &'a Model,
         settings: &'a QuantSettings,
         selector: &'a Selector,
+        choices: &'a LayerChoices,
     ) -> Self {
         let mut placement = Self {
             model,
             settings,
             selector,
+            choices,
             modes: BTreeMap::new(),
             linears: BTreeMap::new(),
             merged: BTreeMap::new(),
@@ -68,35 +72,45 @@ impl<'a> Placement<'a> {
             return Mode::Float(reason);
         }
         let inner = self.model.node(node).graph != Model::MAIN;
-        let activations = self.settings.activations.is_some() && !inner;
+        let choice = self.choices.of(node);
+        let activations = choice.activations.is_some() && !inner;
+        let weights = choice.weights.is_some();
+        let layer = matches!(ops::linear(self.model, node), Some(Ok(_)))
+            || ops::embedding(self.model, node).is_some()
+            || !ops::recurrent(self.model, node).is_empty();
+        if layer && !weights {
+            let reason = choice.weights_reason.as_deref();
+            return Mode::Float(reason.unwrap_or("weights stay in float").to_owned());
+        }
         match ops::linear(self.model, node) {
             Some(Err(reason)) => Mode::Float(reason),
             Some(Ok(linear)) => {
                 self.linears.insert(node, linear);
                 let why = match linear.kernel {
                     _ if inner => "stands inside a subgraph, which calibration does not reach",
-                    _ if !activations => "only weights are quantized",
+                    _ if !activations => match &choice.activations_reason {
+                        Some(reason) => reason.as_str(),
+                        None => "only weights are quantized",
+                    },
                     Kernel::None(why) => why,
-                    _ if self.mixed_signs() => {
+                    _ if self.mixed_signs(node) => {
                         "no kernel takes int8 activations with uint8 weights: ask for int8 weights"
                     }
-                    _ if self.settings.weights.is_none() => "weights stay in float",
                     _ => return Mode::Integer,
                 };
                 Mode::WeightOnly(why.to_owned())
             }
-            None if ops::embedding(self.model, node).is_some()
-                && self.settings.weights.is_some() =>
-            {
+            None if ops::embedding(self.model, node).is_some() => {
                 Mode::WeightOnly("rows are looked up in few bits and dequantized".to_owned())
             }
-            None if !ops::recurrent(self.model, node).is_empty()
-                && self.settings.weights.is_some() =>
-            {
+            None if !ops::recurrent(self.model, node).is_empty() => {
                 let op = self.model.node(node).op_type();
                 Mode::WeightOnly(format!("{op} has no integer kernel in Q/DQ form"))
             }
-            None if !activations => Mode::Float(self.default_reason(node)),
+            None if !activations => {
+                let reason = choice.activations_reason.clone();
+                Mode::Float(reason.unwrap_or_else(|| self.default_reason(node)))
+            }
             None if self.can_support(node) => Mode::Supporting,
             None if ops::is_preserving(self.model, node) => Mode::Preserving,
             None => Mode::Float(self.default_reason(node)),
@@ -104,12 +118,20 @@ impl<'a> Placement<'a> {
     }
 
     /// Whether activations are signed and weights are not.
-    fn mixed_signs(&self) -> bool {
+    fn mixed_signs(&self, node: NodeId) -> bool {
         let signed = |f: Option<Format>| f.map(|f| f.base.info().signed);
-        (
-            signed(self.settings.activations),
-            signed(self.settings.weights),
-        ) == (Some(true), Some(false))
+        let choice = self.choices.of(node);
+        (signed(choice.activations), signed(choice.weights)) == (Some(true), Some(false))
+    }
+
+    /// Whether the node is named by an `--include`, or by a rule that insists.
+    pub(super) fn forced(&self, node: NodeId) -> bool {
+        self.selector.included(self.model, node) || self.choices.of(node).force
+    }
+
+    /// The format that the node wants for what it reads.
+    pub(super) fn wanted_format(&self, node: NodeId) -> Option<Format> {
+        self.choices.of(node).activations
     }
 
     fn can_support(&self, node: NodeId) -> bool {
@@ -157,7 +179,7 @@ impl<'a> Placement<'a> {
                 let inputs = self.model.inputs(node);
                 let fed = inputs.iter().flatten().all(|v| available.contains(v));
                 let read = self.result(node).is_some_and(|v| wanted.contains(&v));
-                let forced = self.selector.included(self.model, node);
+                let forced = self.forced(node);
                 let reason = match (fed, read) {
                     _ if forced => continue,
                     (true, true) => continue,
@@ -190,7 +212,7 @@ impl<'a> Placement<'a> {
         }
         let mut changed = false;
         for node in around {
-            if self.selector.included(self.model, node) {
+            if self.forced(node) {
                 continue;
             }
             let mode = match self.modes[&node] {
@@ -205,7 +227,7 @@ impl<'a> Placement<'a> {
     }
 
     /// Whether the node's input slot takes a quantized activation.
-    fn reads(&self, node: NodeId, slot: usize) -> bool {
+    pub(super) fn reads(&self, node: NodeId, slot: usize) -> bool {
         match &self.modes[&node] {
             Mode::Integer => self.linears[&node].activation == slot,
             Mode::Supporting => true,
@@ -251,7 +273,7 @@ impl<'a> Placement<'a> {
     }
 
     /// Whether an operator's result is quantized at once because its kernel gives codes.
-    fn gives_codes(&self, node: NodeId) -> bool {
+    pub(super) fn gives_codes(&self, node: NodeId) -> bool {
         match self.modes[&node] {
             Mode::Integer => self.linears[&node].kernel == Kernel::QuantizedOutput,
             Mode::Supporting => true,
@@ -366,8 +388,7 @@ impl<'a> Placement<'a> {
         wanted: &BTreeSet<ValueId>,
     ) -> bool {
         let signed = self
-            .settings
-            .activations
+            .wanted_format(node)
             .is_some_and(|f| f.base.info().signed);
         let outputs = self.model.outputs(node);
         self.model
