@@ -260,6 +260,10 @@ fn settings_report(s: &QuantSettings) -> SettingsReport {
         activation_scheme: s.activation_scheme.to_string(),
         calibrator: s.calibrator.to_string(),
         reduce_range: s.reduce_range,
+        target: s.target.to_string(),
+        isa: s.isa.map(|i| i.to_string()),
+        format: if s.qoperator { "qoperator" } else { "qdq" },
+        dynamic: s.dynamic,
     }
 }
 

@@ -56,6 +56,15 @@ pub struct SettingsReport {
     pub calibrator: String,
     /// One bit is left out.
     pub reduce_range: bool,
+    /// The runtime that the model is made for.
+    pub target: String,
+    /// The instructions that its kernels will use, where they were given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub isa: Option<String>,
+    /// `qdq` or `qoperator`.
+    pub format: &'static str,
+    /// Activations are quantized at run time.
+    pub dynamic: bool,
 }
 
 /// Sizes before and after.

@@ -27,18 +27,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use onnx_quant_ir::pass::{Changed, Pass, PassContext, PassError, PassInfo};
 use onnx_quant_ir::{DataType, Model, NodeId, ValueId};
 use onnx_quant_numerics::affine::QParams;
-use onnx_quant_numerics::format::{Base, Format};
 use rayon::prelude::*;
 
 use crate::calibration::Calibration;
-use crate::layers::LayerChoices;
 use crate::ops;
 use crate::plan::{ActivationPlan, NodePlan, Precision, PrecisionPlan, WeightPlan};
 use crate::settings::{QuantSettings, Selector};
 
 mod bearing;
-mod formats;
+mod groups;
+mod guess;
 mod placement;
+mod residual;
 
 use placement::{Mode, Placement, Quantized};
 
@@ -66,21 +66,13 @@ impl Pass for AssignPrecision {
     }
 }
 
-/// The keys of the values whose statistics the settings need, in a fixed order: those that would be quantized, but for
-/// the ones whose range is given.
+/// The keys of the values whose statistics the settings need, in a fixed order.
 ///
 /// # Errors
-/// A selection or a rule that names nothing.
+/// A selection that names nothing.
 pub fn wanted_statistics(model: &Model, settings: &QuantSettings) -> Result<Vec<String>, String> {
     let plan = assign(model, settings, None)?;
-    let choices = LayerChoices::new(settings, model)?;
-    let values = model.all_values().into_iter();
-    let pinned: BTreeSet<String> = values
-        .filter(|&v| choices.pinned(v).is_some())
-        .map(|v| model.value_key(v))
-        .collect();
-    let unknown = |key: &String| !pinned.contains(key);
-    Ok(plan.activations.into_keys().filter(unknown).collect())
+    Ok(plan.activations.into_keys().collect())
 }
 
 fn assign(
@@ -89,74 +81,85 @@ fn assign(
     calibration: Option<&Calibration>,
 ) -> Result<PrecisionPlan, String> {
     let selector = Selector::new(&settings.selection, model).map_err(|e| e.to_string())?;
-    let choices = LayerChoices::new(settings, model)?;
-    let mut placement = Placement::new(model, settings, &selector, &choices);
+    takes_activations(settings)?;
+    let mut placement = Placement::new(model, settings, &selector);
     let mut found = BTreeMap::new();
     let mut quantized = placement.settle();
-    let nothing = Calibration::default();
-    let pins =
-        !settings.ranges.is_empty() || settings.layers.iter().any(|r| r.input_range.is_some());
-    if let Some(calibration) = calibration.or(pins.then_some(&nothing)) {
-        let given = (settings, &choices, calibration);
+    let mut params = BTreeMap::new();
+    while let Some(calibration) = calibration {
+        let given = (settings, &selector, calibration);
         while !bear(model, given, &mut placement, &quantized, &mut found) {
             quantized = placement.settle();
         }
+        let good = found
+            .iter()
+            .filter_map(|(&v, (_, p))| Some((v, *p.as_ref().ok()?)));
+        params = good.collect();
+        let floats = float_types(model, &placement);
+        match groups::unify(&placement, &quantized, calibration, &floats, &mut params) {
+            Ok(()) => break,
+            Err((nodes, reason)) => {
+                for node in nodes {
+                    placement.modes.insert(node, Mode::Float(reason.clone()));
+                }
+                quantized = placement.settle();
+            }
+        }
     }
-    let params = found
-        .into_iter()
-        .filter_map(|(value, (_, p))| Some((value, p.ok()?)))
-        .collect();
     let floats = float_types(model, &placement);
-    let formats = formats::activation_formats(model, &placement, &quantized);
     Ok(PrecisionPlan {
         nodes: model
             .all_nodes()
             .into_iter()
             .map(|n| node_plan(model, &placement, &quantized, n))
             .collect(),
-        activations: activation_plans(model, &quantized, &formats, &params, &floats),
-        weights: weight_plans(model, &choices, &placement),
+        activations: activation_plans(model, settings, &quantized, &params, &floats),
+        weights: weight_plans(model, settings, &placement),
     })
 }
 
-/// By value: the formats that it was looked at in, and its parameters or the reason why it has none.
-type Found = BTreeMap<ValueId, ((Base, DataType), Result<QParams, String>)>;
+/// Refuses activations for which the target has no kernel.
+fn takes_activations(settings: &QuantSettings) -> Result<(), String> {
+    let target = settings.target.rules();
+    match settings.activations {
+        Some(f) if f.base.info().bits == 8 && !target.activations.contains(&f.base) => {
+            Err(format!("{} takes no {} activations", target.title, f.base))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// By value: the type that it was looked at in, and its parameters or the reason why it has none.
+type Found = BTreeMap<ValueId, (DataType, Result<QParams, String>)>;
 
 /// Finds the parameters of every quantized value; those in `found` are not looked for again. `false` where a value
 /// does not bear its format: operators were taken out.
 fn bear(
     model: &Model,
-    (settings, choices, calibration): (&QuantSettings, &LayerChoices, &Calibration),
+    (settings, selector, calibration): (&QuantSettings, &Selector, &Calibration),
     placement: &mut Placement<'_>,
     quantized: &Quantized,
     found: &mut Found,
 ) -> bool {
-    let formats = formats::activation_formats(model, placement, quantized);
+    let Some(format) = settings.activations else {
+        return true;
+    };
     let floats = float_types(model, placement);
     let float_of = |value: &ValueId| floats.get(value).copied().unwrap_or(DataType::Float);
-    let values: Vec<(ValueId, (Base, DataType))> = quantized
-        .keys()
-        .filter_map(|v| Some((*v, (formats.get(v)?.base, float_of(v)))))
-        .collect();
-    let missing: Vec<(ValueId, (Base, DataType))> = values
+    let values: Vec<(ValueId, DataType)> = quantized.keys().map(|v| (*v, float_of(v))).collect();
+    let missing: Vec<(ValueId, DataType)> = values
         .iter()
-        .filter(|(v, wanted)| found.get(v).is_none_or(|(was, _)| was != wanted))
+        .filter(|(v, float)| found.get(v).is_none_or(|(was, _)| was != float))
         .copied()
         .collect();
-    let placed = &*placement;
-    found.par_extend(missing.into_par_iter().map(|(value, formats)| {
-        let consumers = model.consumers(value);
-        let force = consumers.iter().any(|(n, _)| placed.forced(*n));
-        let pinned = choices.pinned(value);
-        let params = bearing::parameters(
-            model,
-            value,
-            formats,
-            settings,
-            (calibration, pinned),
-            force || pinned.is_some(),
-        );
-        (value, (formats, params))
+    found.par_extend(missing.into_par_iter().map(|(value, float)| {
+        let force = model
+            .consumers(value)
+            .iter()
+            .any(|(n, _)| selector.included(model, *n));
+        let formats = (format.base, float);
+        let params = bearing::parameters(model, value, formats, settings, calibration, force);
+        (value, (float, params))
     }));
     let mut all_bear = true;
     for (value, _) in values {
@@ -180,9 +183,10 @@ fn float_types(model: &Model, placement: &Placement<'_>) -> BTreeMap<ValueId, Da
                 }
                 dtype
             }
-            (Mode::Supporting | Mode::Preserving | Mode::Merged, _) => {
-                model.input(node, 0).and_then(|v| types.get(&v).copied())
-            }
+            (Mode::Supporting | Mode::Preserving | Mode::Merged | Mode::Inputs(_), _) => placement
+                .data_slots(node)
+                .filter_map(|slot| model.input(node, slot))
+                .find_map(|v| types.get(&v).copied()),
             _ => None,
         };
         if let Some(d) = known {
@@ -196,15 +200,17 @@ fn float_types(model: &Model, placement: &Placement<'_>) -> BTreeMap<ValueId, Da
 
 fn activation_plans(
     model: &Model,
+    settings: &QuantSettings,
     quantized: &Quantized,
-    formats: &BTreeMap<ValueId, Format>,
     params: &BTreeMap<ValueId, QParams>,
     floats: &BTreeMap<ValueId, DataType>,
 ) -> BTreeMap<String, ActivationPlan> {
+    let Some(format) = settings.activations else {
+        return BTreeMap::new();
+    };
     quantized
         .iter()
-        .filter_map(|(&value, readers)| {
-            let format = formats.get(&value)?;
+        .map(|(&value, readers)| {
             let plan = ActivationPlan {
                 base: format.base,
                 params: params.get(&value).copied(),
@@ -213,40 +219,38 @@ fn activation_plans(
                     .as_ref()
                     .map(|r| r.iter().map(|&n| model.node_key(n)).collect()),
             };
-            Some((model.value_key(value), plan))
+            (model.value_key(value), plan)
         })
         .collect()
 }
 
 fn weight_plans(
     model: &Model,
-    choices: &LayerChoices,
+    settings: &QuantSettings,
     placement: &Placement<'_>,
 ) -> Vec<WeightPlan> {
+    let Some(format) = settings.weights else {
+        return Vec::new();
+    };
     let mut plans: Vec<WeightPlan> = Vec::new();
     for node in model.all_nodes() {
         if !matches!(placement.modes[&node], Mode::Integer | Mode::WeightOnly(_)) {
             continue;
         }
-        let choice = choices.of(node);
-        let Some(format) = choice.weights else {
-            continue;
-        };
         for (slot, axis, gathered) in weight_slots(model, placement, node) {
             let Some(value) = model.input(node, slot) else {
                 continue;
             };
             let key = model.value_key(value);
-            let axis = axis.filter(|_| choice.per_channel());
+            let axis = axis.filter(|_| settings.per_channel());
             let reader = (model.node_key(node), slot);
             // With `session.x64quantprecision=1` onnxruntime rewrites the int8 weight of each operator to uint8 in place,
             // and does not load a model in which two operators read the same one.
             let integer = matches!(placement.modes[&node], Mode::Integer);
             let shared = gathered || !integer || !format.base.info().signed;
-            let same = plans.iter_mut().find(|p| {
-                shared
-                    && (&p.key, p.base, p.axis, p.gathered) == (&key, format.base, axis, gathered)
-            });
+            let same = plans
+                .iter_mut()
+                .find(|p| shared && p.key == key && p.axis == axis && p.gathered == gathered);
             match same {
                 Some(p) => {
                     p.readers.insert(reader);
@@ -292,10 +296,21 @@ fn node_plan(
     let moved = |slot: Option<ValueId>| slot.is_some_and(|v| quantized.contains_key(&v));
     let (precision, reason) = match &placement.modes[&node] {
         Mode::Integer | Mode::Supporting => (Precision::Integer, String::new()),
+        Mode::Inputs(slots) => {
+            let reason = match slots.len() {
+                1 => format!("its input {} is quantized", slots[0]),
+                _ => String::new(),
+            };
+            (Precision::Integer, reason)
+        }
         Mode::WeightOnly(why) => (Precision::WeightOnly, why.clone()),
         Mode::Preserving if moved(model.output(node, 0)) && moved(model.input(node, 0)) => {
             (Precision::Follows, "moves quantized values".to_owned())
         }
+        Mode::Preserving if placement.is_transparent(node, quantized) => (
+            Precision::Follows,
+            "the runtime lets codes pass through it".to_owned(),
+        ),
         Mode::Preserving => (
             Precision::Float,
             "moves values that are in float".to_owned(),

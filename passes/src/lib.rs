@@ -13,7 +13,6 @@ pub mod fuse_gemm;
 pub mod infer;
 pub mod inline_functions;
 pub mod insert_qdq;
-pub mod layers;
 pub mod lift_constants;
 pub mod lower_qdq;
 pub mod merge_constants;
@@ -30,6 +29,7 @@ pub mod share_qdq_parameters;
 pub mod specialize;
 pub mod split_shared_weights;
 pub mod strip_debug_info;
+pub mod target;
 #[cfg(test)]
 mod testing;
 pub mod upgrade_opset;

@@ -43,12 +43,9 @@ pub fn linear(model: &Model, node: NodeId) -> Option<Result<Linear, Refusal>> {
     match n.op_type() {
         "Conv" => Some(conv(model, node, 0, Kernel::QuantizedOutput)),
         "ConvTranspose" => {
-            let grouped = n.attr_i("group").unwrap_or(1) != 1;
-            let kernel = Kernel::None("the runtime has no integer kernel for ConvTranspose");
-            Some(conv(model, node, 1, kernel).map(|l| Linear {
-                axis: l.axis.filter(|_| !grouped),
-                ..l
-            }))
+            // With groups, axis 1 counts the outputs of one group; axis 0 keeps the groups apart.
+            let axis = usize::from(n.attr_i("group").unwrap_or(1) == 1);
+            Some(conv(model, node, axis, Kernel::QuantizedOutput))
         }
         "Gemm" => Some(gemm(model, node)),
         "MatMul" => Some(matmul(model, node)),
@@ -190,19 +187,22 @@ pub fn recurrent(model: &Model, node: NodeId) -> Vec<usize> {
     [1, 2].into_iter().filter(constant).collect()
 }
 
-/// Operators with an integer kernel that gain where they stand between quantized operators.
-pub fn is_supporting(op: &str) -> bool {
-    matches!(
-        op,
-        "Add"
-            | "Mul"
-            | "Concat"
-            | "AveragePool"
-            | "GlobalAveragePool"
-            | "LeakyRelu"
-            | "Sigmoid"
-            | "Softmax"
-    )
+/// Whether the node is a matrix product of two values that are both computed.
+pub fn activation_product(model: &Model, node: NodeId) -> bool {
+    let computed = |slot| {
+        let value = model.input(node, slot);
+        value.is_some_and(|v| model.value(v).init.is_none())
+    };
+    model.node(node).is("MatMul") && computed(0) && computed(1)
+}
+
+/// The input slots of an operator that hold data, and not parameters such as sizes or exponents.
+pub fn data_slots(op: &str, inputs: usize) -> std::ops::Range<usize> {
+    match op {
+        "Resize" | "Pow" | "BatchNormalization" | "LayerNormalization" => 0..1,
+        "Where" => 1..3,
+        _ => 0..inputs,
+    }
 }
 
 /// Operators that move or select values without computing new ones: codes pass through with the parameters of the
@@ -216,6 +216,7 @@ pub fn is_preserving(model: &Model, node: NodeId) -> bool {
         "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" | "Transpose" | "Slice" | "Expand"
         | "Tile" | "Split" | "DepthToSpace" | "SpaceToDepth" => true,
         "Gather" | "GatherElements" => true,
+        "ReduceMax" | "ReduceMin" => true,
         "MaxPool" => n.output_count < 2 || model.output(node, 1).is_none(),
         "Resize" => n.attr_s("mode").unwrap_or("nearest") == "nearest",
         _ => false,

@@ -9,7 +9,7 @@
 //!
 //! # When it does not fire
 //! Where the input or the weight is in float, the bias is computed at run time, has not one value for each output
-//! channel, or is FP16 (whose scale would be too small for FP16).
+//! channel, or is FP16 (whose scale would be too small for FP16). Never for a target that wants biases in float.
 //!
 //! # Invariants kept
 //! The signature. Codes never wrap: the weight's scale has been raised where they would not fit.
@@ -28,6 +28,8 @@ use onnx_quant_numerics::bias::quantize_bias;
 
 use crate::plan::PrecisionPlan;
 use crate::qdq;
+use crate::settings::QuantSettings;
+use crate::target;
 
 /// See the head of this file.
 pub struct QuantizeBias;
@@ -52,6 +54,10 @@ impl Pass for QuantizeBias {
                 .map(|n| n.key.clone())
                 .collect()
         });
+        let target = cx.get::<QuantSettings>().map(|s| s.target.rules());
+        if target.is_some_and(|t| t.bias == target::Bias::Float) {
+            return Ok(Changed::No);
+        }
         let mut names = model.names();
         let mut zeros = Zeros::new();
         let mut changed = false;
@@ -86,6 +92,7 @@ fn bias_of(model: &Model, node: NodeId) -> Option<Result<Bias, String>> {
     let n = model.node(node);
     let (slot, axis) = match n.op_type() {
         "Conv" if n.domain().is_empty() => (2, 0),
+        "ConvTranspose" if n.domain().is_empty() && n.attr_i("group").unwrap_or(1) == 1 => (2, 1),
         "Gemm" if n.domain().is_empty() => (2, usize::from(n.attr_i("transB").unwrap_or(0) == 0)),
         _ => return None,
     };

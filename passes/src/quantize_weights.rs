@@ -134,7 +134,7 @@ fn encode(
     let ranges = channel_ranges(&data, layout).map_err(|e| e.to_string())?;
     let options = QOptions {
         narrow: settings.weight_scheme == Scheme::Symmetric && form.base.info().signed,
-        reduce_range: settings.reduce_range,
+        reduce_range: settings.reduce_weights(),
     };
     let float = tensor.dtype();
     let mut params = Vec::with_capacity(ranges.len());

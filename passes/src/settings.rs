@@ -4,7 +4,7 @@ use onnx_quant_ir::{Model, NodeId};
 use onnx_quant_numerics::format::{Base, Format, Granularity, Scheme};
 use onnx_quant_numerics::observer::Calibrator;
 
-use crate::layers::{LayerRule, Pinned};
+use crate::target::{Isa, TargetName};
 
 /// The choices of one quantization.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,10 +25,14 @@ pub struct QuantSettings {
     pub min_activation_sqnr: f64,
     /// Which nodes.
     pub selection: Selection,
-    /// What holds for single layers; the last rule that names a node wins.
-    pub layers: Vec<LayerRule>,
-    /// Ranges or parameters of activations that are fixed, by value key (graph path and name).
-    pub ranges: std::collections::BTreeMap<String, Pinned>,
+    /// The runtime that the model is made for.
+    pub target: TargetName,
+    /// The instructions that its kernels will use, where they are known.
+    pub isa: Option<Isa>,
+    /// Operators of integer arithmetic instead of pairs around float operators.
+    pub qoperator: bool,
+    /// Activations are quantized at run time, each by its own range; no calibration is needed.
+    pub dynamic: bool,
 }
 
 impl Default for QuantSettings {
@@ -48,9 +52,24 @@ impl Default for QuantSettings {
             calibrator: Calibrator::Mse,
             min_activation_sqnr: 26.0,
             selection: Selection::default(),
-            layers: Vec::new(),
-            ranges: std::collections::BTreeMap::new(),
+            target: TargetName::Ort,
+            isa: None,
+            qoperator: false,
+            dynamic: false,
         }
+    }
+}
+
+impl QuantSettings {
+    /// Whether weights leave out one bit: asked for, or because the kernels saturate.
+    pub fn reduce_weights(&self) -> bool {
+        self.reduce_range || self.isa == Some(Isa::Avx2)
+    }
+
+    /// Whether weights get a scale for each output channel (the default) or one for the tensor.
+    pub fn per_channel(&self) -> bool {
+        self.weights
+            .is_some_and(|f| f.granularity != Some(Granularity::Tensor))
     }
 }
 
@@ -70,7 +89,7 @@ pub enum SelectionError {
     #[error("{option} `{pattern}` is not a valid pattern: {reason}")]
     Pattern {
         /// The option it was given with.
-        option: String,
+        option: &'static str,
         /// The pattern.
         pattern: String,
         /// What is wrong.
@@ -80,7 +99,7 @@ pub enum SelectionError {
     #[error("{option} `{pattern}` names no node and no operator type of the model{suggestion}")]
     NoMatch {
         /// The option it was given with.
-        option: String,
+        option: &'static str,
         /// The pattern.
         pattern: String,
         /// A near name, ready to be printed.
@@ -113,7 +132,7 @@ impl Selector {
             for (pattern, glob) in list {
                 if !nodes.iter().any(|&n| matches(pattern, glob, model, n)) {
                     return Err(SelectionError::NoMatch {
-                        option: option.to_owned(),
+                        option,
                         pattern: pattern.clone(),
                         suggestion: suggest(pattern, model),
                     });
@@ -141,8 +160,8 @@ impl Selector {
     }
 }
 
-pub(crate) fn compile(
-    option: &str,
+fn compile(
+    option: &'static str,
     patterns: &[String],
 ) -> Result<Vec<(String, globset::GlobMatcher)>, SelectionError> {
     patterns
@@ -151,7 +170,7 @@ pub(crate) fn compile(
             globset::Glob::new(p)
                 .map(|g| (p.clone(), g.compile_matcher()))
                 .map_err(|e| SelectionError::Pattern {
-                    option: option.to_owned(),
+                    option,
                     pattern: p.clone(),
                     reason: e.kind().to_string(),
                 })
@@ -159,17 +178,12 @@ pub(crate) fn compile(
         .collect()
 }
 
-pub(crate) fn matches(
-    pattern: &str,
-    glob: &globset::GlobMatcher,
-    model: &Model,
-    node: NodeId,
-) -> bool {
+fn matches(pattern: &str, glob: &globset::GlobMatcher, model: &Model, node: NodeId) -> bool {
     let key = model.node_key(node);
     model.node(node).op_type() == pattern || key == pattern || glob.is_match(&key)
 }
 
-pub(crate) fn suggest(pattern: &str, model: &Model) -> String {
+fn suggest(pattern: &str, model: &Model) -> String {
     let nodes = model.all_nodes();
     let names = nodes
         .iter()

@@ -23,6 +23,7 @@ mod passes;
 mod quantize;
 mod rewrite;
 mod run;
+mod target;
 
 /// What a command ends with.
 pub(crate) enum Outcome {
@@ -86,6 +87,8 @@ enum Command {
     Diff(diff::Args),
     /// List the passes, or explain one
     Passes(passes::Args),
+    /// List the runtimes that models can be made for, or the rules of one
+    Targets(target::Args),
     /// Run chosen passes over a model and write it
     Rewrite(rewrite::Args),
 }
@@ -115,6 +118,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Inspect(a) => inspect::run(a, &cli.global),
         Command::Diff(a) => diff::run(a, &cli.global),
         Command::Passes(a) => passes::run(a, &cli.global),
+        Command::Targets(a) => target::run(a, &cli.global),
         Command::Rewrite(a) => rewrite::run(a, &cli.global),
     };
     match result {

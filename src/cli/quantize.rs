@@ -8,11 +8,13 @@ use onnx_quant::numerics::format::{Base, Format, Granularity, Scheme};
 use onnx_quant::numerics::observer::Calibrator;
 use onnx_quant::passes::plan::PrecisionPlan;
 use onnx_quant::passes::settings::{QuantSettings, Selection};
+use onnx_quant::passes::target::Given;
 use onnx_quant::pipeline::Watch;
 use onnx_quant::quantize::{Job, Quantized, quantize};
 use onnx_quant::report;
 
 use super::metric::MetricArgs;
+use super::target::TargetArgs;
 use super::{Global, Outcome, check_output, engine, output};
 
 /// The options of `quantize`.
@@ -53,18 +55,20 @@ pub(crate) struct Args {
     /// Write the whole report as JSON
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
-    /// Format of the weights: int8 or uint8, with :tensor or :channel
-    #[arg(long, value_name = "FORMAT", default_value = "int8:channel", value_parser = parse_weights)]
-    weights: Format,
-    /// Format of the activations: uint8, int8 or none
-    #[arg(long, value_name = "FORMAT|none", default_value = "uint8", value_parser = parse_activations)]
-    activations: ActivationFormat,
-    /// Zero points of the weights: symmetric or asymmetric
-    #[arg(long, value_name = "SCHEME", default_value = "symmetric")]
-    weight_scheme: Scheme,
-    /// Zero points of the activations: symmetric or asymmetric
-    #[arg(long, value_name = "SCHEME", default_value = "asymmetric")]
-    activation_scheme: Scheme,
+    /// Format of the weights: int8 or uint8, with :tensor or :channel [default: int8:channel]
+    #[arg(long, value_name = "FORMAT", value_parser = parse_weights)]
+    weights: Option<Format>,
+    /// Format of the activations: uint8, int8 or none [default: uint8, or what the target takes]
+    #[arg(long, value_name = "FORMAT|none", value_parser = parse_activations)]
+    activations: Option<ActivationFormat>,
+    /// Zero points of the weights: symmetric or asymmetric [default: symmetric everywhere]
+    #[arg(long, value_name = "SCHEME")]
+    weight_scheme: Option<Scheme>,
+    /// Zero points of the activations: symmetric or asymmetric [default: asymmetric, or what the target takes]
+    #[arg(long, value_name = "SCHEME")]
+    activation_scheme: Option<Scheme>,
+    #[command(flatten)]
+    target: TargetArgs,
     /// How ranges are chosen: minmax, percentile:99.99, kl or mse
     #[arg(long, value_name = "METHOD", default_value = "mse")]
     calibrator: Calibrator,
@@ -148,17 +152,18 @@ pub(crate) fn parse_share(text: &str) -> Result<f64, String> {
 
 impl Args {
     fn job(&self) -> anyhow::Result<Job> {
-        Ok(Job {
+        let defaults = QuantSettings::default();
+        let mut job = Job {
             model: self.model.clone(),
             calibration: self.calib.clone(),
             evaluation: self.eval.clone(),
             labels: self.labels.clone(),
             max_drop: self.max_drop,
             settings: QuantSettings {
-                weights: Some(self.weights),
-                activations: self.activations.0,
-                weight_scheme: self.weight_scheme,
-                activation_scheme: self.activation_scheme,
+                weights: self.weights.or(defaults.weights),
+                activations: self.activations.map_or(defaults.activations, |f| f.0),
+                weight_scheme: self.weight_scheme.unwrap_or(defaults.weight_scheme),
+                activation_scheme: self.activation_scheme.unwrap_or(defaults.activation_scheme),
                 reduce_range: self.reduce_range,
                 calibrator: self.calibrator,
                 min_activation_sqnr: self.min_activation_sqnr,
@@ -166,7 +171,7 @@ impl Args {
                     include: self.include.clone(),
                     exclude: self.exclude.clone(),
                 },
-                ..QuantSettings::default()
+                ..defaults
             },
             watch: Watch {
                 dump_before: self.dump_before.clone(),
@@ -182,7 +187,15 @@ impl Args {
             },
             metric: self.metric.metric()?,
             ..Job::default()
-        })
+        };
+        let given = Given {
+            activations: self.activations.is_some(),
+            weights: self.weights.is_some(),
+            activation_scheme: self.activation_scheme.is_some(),
+            weight_scheme: self.weight_scheme.is_some(),
+        };
+        self.target.apply(&mut job.settings, given)?;
+        Ok(job)
     }
 }
 

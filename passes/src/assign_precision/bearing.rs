@@ -7,7 +7,6 @@ use onnx_quant_numerics::histogram::Histogram;
 use onnx_quant_numerics::observer::{self, Target};
 
 use crate::calibration::Calibration;
-use crate::layers::Pinned;
 use crate::ops;
 use crate::qdq;
 use crate::settings::QuantSettings;
@@ -21,7 +20,7 @@ pub(super) fn parameters(
     value: ValueId,
     (base, float): (Base, DataType),
     settings: &QuantSettings,
-    (calibration, pinned): (&Calibration, Option<Pinned>),
+    calibration: &Calibration,
     force: bool,
 ) -> Result<QParams, String> {
     let name = &model.value(value).name;
@@ -36,12 +35,7 @@ pub(super) fn parameters(
         options,
     };
     let given = calibration.ranges.get(&model.value_key(value)).copied();
-    let known = match pinned {
-        Some(Pinned::Params(params)) => return Ok(params),
-        Some(Pinned::Range(min, max)) => Some((min, max)),
-        None => given.or_else(|| ops::known_range(model, value)),
-    };
-    let range = match (known, histogram) {
+    let range = match (given.or_else(|| ops::known_range(model, value)), histogram) {
         (Some(range), _) => range,
         (None, Some(h)) => observer::range_for(h, settings.calibrator, target)
             .map_err(|e| format!("activation `{name}`: {e}"))?,

@@ -1,4 +1,4 @@
-//! Which operators run in integers: a fixpoint over the graph.
+//! Which operators run in integers: a fixpoint over the graph, by the table of the target.
 //!
 //! Linear operators want to; the others do only where a kernel gains, that is where all their inputs are quantized
 //! anyway and their result is read by an integer operator. A value that does not bear its format takes the operators
@@ -7,11 +7,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use onnx_quant_ir::{Model, NodeId, ValueId};
-use onnx_quant_numerics::format::{Format, Scheme};
+use onnx_quant_numerics::format::Scheme;
 
-use crate::layers::LayerChoices;
-use crate::ops::{self, Kernel, Linear};
+use crate::infer::{Facts, infer_declared};
+use crate::ops::{self, Linear};
 use crate::settings::{QuantSettings, Selector};
+use crate::target::{Clamps, Pairs, Role, Target};
 
 /// What is decided for a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +23,8 @@ pub(super) enum Mode {
     WeightOnly(String),
     /// Another operator with an integer kernel.
     Supporting,
+    /// Its inputs in these slots are quantized, whatever stands around it.
+    Inputs(Vec<usize>),
     /// Moves values; quantized if its input is and its result is wanted so.
     Preserving,
     /// A Relu or Clip that the operator before it takes in.
@@ -35,10 +38,12 @@ pub(super) type Quantized = BTreeMap<ValueId, Option<BTreeSet<NodeId>>>;
 
 /// The state of the search.
 pub(super) struct Placement<'a> {
-    model: &'a Model,
-    settings: &'a QuantSettings,
-    selector: &'a Selector,
-    choices: &'a LayerChoices,
+    pub(super) model: &'a Model,
+    pub(super) settings: &'a QuantSettings,
+    pub(super) selector: &'a Selector,
+    pub(super) target: &'static Target,
+    /// What is known of shapes; empty where no rule of the target asks for them.
+    pub(super) facts: Facts,
     pub(super) modes: BTreeMap<NodeId, Mode>,
     pub(super) linears: BTreeMap<NodeId, Linear>,
     merged: BTreeMap<NodeId, NodeId>,
@@ -49,13 +54,19 @@ impl<'a> Placement<'a> {
         model: &'a Model,
         settings: &'a QuantSettings,
         selector: &'a Selector,
-        choices: &'a LayerChoices,
     ) -> Self {
+        let target = settings.target.rules();
+        let facts = if target.limits.is_empty() {
+            Facts::default()
+        } else {
+            infer_declared(model, true)
+        };
         let mut placement = Self {
             model,
             settings,
             selector,
-            choices,
+            target,
+            facts,
             modes: BTreeMap::new(),
             linears: BTreeMap::new(),
             merged: BTreeMap::new(),
@@ -67,102 +78,23 @@ impl<'a> Placement<'a> {
         placement
     }
 
-    fn first_guess(&mut self, node: NodeId) -> Mode {
-        if let Some(reason) = self.selector.excluded_by(self.model, node) {
-            return Mode::Float(reason);
-        }
-        let inner = self.model.node(node).graph != Model::MAIN;
-        let choice = self.choices.of(node);
-        let activations = choice.activations.is_some() && !inner;
-        let weights = choice.weights.is_some();
-        let layer = matches!(ops::linear(self.model, node), Some(Ok(_)))
-            || ops::embedding(self.model, node).is_some()
-            || !ops::recurrent(self.model, node).is_empty();
-        if layer && !weights {
-            let reason = choice.weights_reason.as_deref();
-            return Mode::Float(reason.unwrap_or("weights stay in float").to_owned());
-        }
-        match ops::linear(self.model, node) {
-            Some(Err(reason)) => Mode::Float(reason),
-            Some(Ok(linear)) => {
-                self.linears.insert(node, linear);
-                let why = match linear.kernel {
-                    _ if inner => "stands inside a subgraph, which calibration does not reach",
-                    _ if !activations => match &choice.activations_reason {
-                        Some(reason) => reason.as_str(),
-                        None => "only weights are quantized",
-                    },
-                    Kernel::None(why) => why,
-                    _ if self.mixed_signs(node) => {
-                        "no kernel takes int8 activations with uint8 weights: ask for int8 weights"
-                    }
-                    _ => return Mode::Integer,
-                };
-                Mode::WeightOnly(why.to_owned())
-            }
-            None if ops::embedding(self.model, node).is_some() => {
-                Mode::WeightOnly("rows are looked up in few bits and dequantized".to_owned())
-            }
-            None if !ops::recurrent(self.model, node).is_empty() => {
-                let op = self.model.node(node).op_type();
-                Mode::WeightOnly(format!("{op} has no integer kernel in Q/DQ form"))
-            }
-            None if !activations => {
-                let reason = choice.activations_reason.clone();
-                Mode::Float(reason.unwrap_or_else(|| self.default_reason(node)))
-            }
-            None if self.can_support(node) => Mode::Supporting,
-            None if ops::is_preserving(self.model, node) => Mode::Preserving,
-            None => Mode::Float(self.default_reason(node)),
-        }
-    }
-
-    /// Whether activations are signed and weights are not.
-    fn mixed_signs(&self, node: NodeId) -> bool {
-        let signed = |f: Option<Format>| f.map(|f| f.base.info().signed);
-        let choice = self.choices.of(node);
-        (signed(choice.activations), signed(choice.weights)) == (Some(true), Some(false))
-    }
-
-    /// Whether the node is named by an `--include`, or by a rule that insists.
-    pub(super) fn forced(&self, node: NodeId) -> bool {
-        self.selector.included(self.model, node) || self.choices.of(node).force
-    }
-
-    /// The format that the node wants for what it reads.
-    pub(super) fn wanted_format(&self, node: NodeId) -> Option<Format> {
-        self.choices.of(node).activations
-    }
-
-    fn can_support(&self, node: NodeId) -> bool {
+    /// Whether the operator moves values in a way that the target lets codes pass through.
+    pub(super) fn moves(&self, node: NodeId) -> bool {
         let n = self.model.node(node);
-        let inputs = self.model.inputs(node);
         n.domain().is_empty()
-            && ops::is_supporting(n.op_type())
-            && inputs
-                .iter()
-                .flatten()
-                .all(|&v| self.model.value(v).init.is_none())
+            && self.target.is_move(n.op_type())
+            && (self.target.pairs == Pairs::Inputs || ops::is_preserving(self.model, node))
     }
 
-    fn default_reason(&self, node: NodeId) -> String {
+    /// The input slots of a node that hold data.
+    pub(super) fn data_slots(&self, node: NodeId) -> std::ops::Range<usize> {
         let n = self.model.node(node);
-        if !n.domain().is_empty() {
-            return format!("operators of the domain `{}` are opaque", n.domain());
-        }
-        if n.graph != Model::MAIN {
-            return "stands inside a subgraph".to_owned();
-        }
-        if ops::is_supporting(n.op_type()) {
-            return "one operand is a constant, or nothing around it runs in integers".to_owned();
-        }
-        if ops::clamp_bounds(self.model, node).is_some() {
-            return "no integer operator before it takes it in".to_owned();
-        }
-        if ops::is_preserving(self.model, node) {
-            return "moves values that are in float".to_owned();
-        }
-        format!("the runtime has no integer kernel for {}", n.op_type())
+        ops::data_slots(n.op_type(), n.input_count)
+    }
+
+    fn data(&self, node: NodeId) -> impl Iterator<Item = ValueId> + '_ {
+        self.data_slots(node)
+            .filter_map(move |slot| self.model.input(node, slot))
     }
 
     /// Takes operators out until what is left agrees, and returns the values to be quantized.
@@ -173,28 +105,73 @@ impl<'a> Placement<'a> {
             let wanted = self.wanted();
             let mut changed = false;
             for &node in &self.model.main().nodes {
-                if self.modes[&node] != Mode::Supporting {
-                    continue;
+                if let Some(reason) = self.disagrees(node, &available, &wanted) {
+                    self.modes.insert(node, Mode::Float(reason));
+                    changed = true;
                 }
-                let inputs = self.model.inputs(node);
-                let fed = inputs.iter().flatten().all(|v| available.contains(v));
-                let read = self.result(node).is_some_and(|v| wanted.contains(&v));
-                let forced = self.forced(node);
-                let reason = match (fed, read) {
-                    _ if forced => continue,
-                    (true, true) => continue,
-                    (false, _) => {
-                        "its inputs are in float: quantizing them for it alone gains nothing"
-                    }
-                    (true, false) => "nothing after it runs in integers",
-                };
-                self.modes.insert(node, Mode::Float(reason.to_owned()));
-                changed = true;
             }
             if !changed {
                 return self.quantized(&available, &wanted);
             }
         }
+    }
+
+    /// Why an operator that runs in integers only between others does not; `None` where it does.
+    fn disagrees(
+        &self,
+        node: NodeId,
+        available: &BTreeSet<ValueId>,
+        wanted: &BTreeSet<ValueId>,
+    ) -> Option<String> {
+        if self.selector.included(self.model, node) {
+            return None;
+        }
+        let reason = match &self.modes[&node] {
+            Mode::Supporting => {
+                let fed = self.data(node).all(|v| available.contains(&v));
+                let read = self.result(node).is_some_and(|v| wanted.contains(&v));
+                match (fed, read) {
+                    (true, true) => return None,
+                    (false, _) => {
+                        "its inputs are in float: quantizing them for it alone gains nothing"
+                    }
+                    (true, false) => "nothing after it runs in integers",
+                }
+            }
+            Mode::Inputs(slots) => match self.target.role(self.model.node(node).op_type()) {
+                Some(Role::SkipBranch) => {
+                    let (skip, main) = (slots[0], 1 - slots[0]);
+                    let skip = self.model.input(node, skip);
+                    if !self.behind_conv(node, main) {
+                        "no quantized convolution makes the branch that is not skipped: nothing fuses"
+                    } else if !skip.is_some_and(|v| available.contains(&v)) {
+                        "its skip branch is in float"
+                    } else {
+                        return None;
+                    }
+                }
+                Some(Role::BehindConv) if !self.behind_conv(node, 0) => {
+                    "no quantized convolution makes its input"
+                }
+                _ => return None,
+            },
+            _ => return None,
+        };
+        Some(reason.to_owned())
+    }
+
+    /// Whether a quantized convolution makes the input in a slot, and nothing else reads it.
+    fn behind_conv(&self, node: NodeId, slot: usize) -> bool {
+        let Some(value) = self.model.input(node, slot) else {
+            return false;
+        };
+        let alone = self.model.consumers(value).len() == 1 && !self.model.value(value).is_output();
+        let maker = self.model.producer(value).map(|(n, _)| n);
+        alone
+            && maker.is_some_and(|n| {
+                let op = self.model.node(n).op_type();
+                self.modes[&n] == Mode::Integer && matches!(op, "Conv" | "ConvTranspose")
+            })
     }
 
     /// Takes the operators around a value out of integer arithmetic. `false` where all of them are forced.
@@ -212,12 +189,14 @@ impl<'a> Placement<'a> {
         }
         let mut changed = false;
         for node in around {
-            if self.forced(node) {
+            if self.selector.included(self.model, node) {
                 continue;
             }
-            let mode = match self.modes[&node] {
-                Mode::Integer => Mode::WeightOnly(reason.to_owned()),
-                Mode::Supporting | Mode::Preserving => Mode::Float(reason.to_owned()),
+            let mode = match &self.modes[&node] {
+                Mode::Integer if self.target.weight_only => Mode::WeightOnly(reason.to_owned()),
+                Mode::Integer | Mode::Supporting | Mode::Preserving | Mode::Inputs(_) => {
+                    Mode::Float(reason.to_owned())
+                }
                 _ => continue,
             };
             self.modes.insert(node, mode);
@@ -227,17 +206,18 @@ impl<'a> Placement<'a> {
     }
 
     /// Whether the node's input slot takes a quantized activation.
-    pub(super) fn reads(&self, node: NodeId, slot: usize) -> bool {
+    fn reads(&self, node: NodeId, slot: usize) -> bool {
         match &self.modes[&node] {
             Mode::Integer => self.linears[&node].activation == slot,
-            Mode::Supporting => true,
-            Mode::Preserving => slot == 0,
+            Mode::Supporting => self.data_slots(node).contains(&slot),
+            Mode::Inputs(slots) => slots.contains(&slot),
+            Mode::Preserving => slot == 0 && self.target.pairs == Pairs::Around,
             _ => false,
         }
     }
 
-    /// Lets integer operators take in the Relu or Clip behind them, where the quantized range makes it redundant:
-    /// with a zero point at the lowest code, that is in the asymmetric scheme.
+    /// Lets integer operators take in the Relu or Clip behind them; by the range of the codes only with a zero point at
+    /// the lowest code, that is in the asymmetric scheme.
     fn merge_clamps(&mut self) {
         let old: Vec<NodeId> = self.merged.keys().copied().collect();
         for node in old {
@@ -245,7 +225,8 @@ impl<'a> Placement<'a> {
                 .insert(node, Mode::Float(self.default_reason(node)));
         }
         self.merged.clear();
-        if self.settings.activation_scheme != Scheme::Asymmetric {
+        let redundant = self.target.clamps == Clamps::Redundant;
+        if redundant && self.settings.activation_scheme != Scheme::Asymmetric {
             return;
         }
         for &node in &self.model.main().nodes {
@@ -264,7 +245,8 @@ impl<'a> Placement<'a> {
             let excluded = self.selector.excluded_by(self.model, clamp).is_some();
             if one_use
                 && !excluded
-                && bounds.is_some_and(|(lo, hi)| lo <= 0.0 && hi >= 0.0 && lo < hi)
+                && bounds
+                    .is_some_and(|(lo, hi)| lo < hi && (!redundant || (lo <= 0.0 && hi >= 0.0)))
             {
                 self.merged.insert(clamp, node);
                 self.modes.insert(clamp, Mode::Merged);
@@ -272,17 +254,21 @@ impl<'a> Placement<'a> {
         }
     }
 
-    /// Whether an operator's result is quantized at once because its kernel gives codes.
-    pub(super) fn gives_codes(&self, node: NodeId) -> bool {
+    /// Whether an operator's result is quantized at once because its kernel gives codes; where pairs stand on inputs
+    /// only, whether it can give codes.
+    fn gives_codes(&self, node: NodeId) -> bool {
+        let role = self.target.role(self.model.node(node).op_type());
+        let inputs_only = self.target.pairs == Pairs::Inputs;
         match self.modes[&node] {
-            Mode::Integer => self.linears[&node].kernel == Kernel::QuantizedOutput,
+            Mode::Integer => inputs_only || role == Some(Role::Linear { codes: true }),
             Mode::Supporting => true,
+            Mode::Inputs(_) => inputs_only && role != Some(Role::BehindConv),
             _ => false,
         }
     }
 
     /// The value behind an operator that is quantized: after a Relu or Clip that it takes in.
-    fn result(&self, node: NodeId) -> Option<ValueId> {
+    pub(super) fn result(&self, node: NodeId) -> Option<ValueId> {
         let out = self.model.output(node, 0)?;
         let clamp = self
             .model
@@ -293,6 +279,18 @@ impl<'a> Placement<'a> {
             Some((n, _)) => self.model.output(n, 0),
             None => Some(out),
         }
+    }
+
+    /// Whether codes pass through an operator to one that takes them, by the runtime's own doing.
+    pub(super) fn is_transparent(&self, node: NodeId, quantized: &Quantized) -> bool {
+        let mut outputs = self.model.outputs(node).into_iter().flatten();
+        self.target.pairs == Pairs::Inputs
+            && outputs.any(|v| {
+                let moved_on = |&(n, _): &(NodeId, usize)| {
+                    self.modes[&n] == Mode::Preserving && self.is_transparent(n, quantized)
+                };
+                quantized.contains_key(&v) || self.model.consumers(v).iter().any(moved_on)
+            })
     }
 
     /// The node that an integer operator takes in, for the reasons in the plan.
@@ -309,6 +307,12 @@ impl<'a> Placement<'a> {
             }
         }
         for &node in &self.model.main().nodes {
+            if let Mode::Inputs(slots) = &self.modes[&node] {
+                let product = self.target.role(self.model.node(node).op_type());
+                if matches!(product, Some(Role::Linear { .. })) {
+                    found.extend(slots.iter().filter_map(|&s| self.model.input(node, s)));
+                }
+            }
             if self.gives_codes(node) {
                 found.extend(self.result(node));
             } else if self.modes[&node] == Mode::Preserving
@@ -331,7 +335,10 @@ impl<'a> Placement<'a> {
                 Mode::Integer => {
                     found.extend(self.model.input(node, self.linears[&node].activation))
                 }
-                Mode::Supporting => found.extend(self.model.inputs(node).into_iter().flatten()),
+                Mode::Supporting => found.extend(self.data(node)),
+                Mode::Inputs(ref slots) => {
+                    found.extend(slots.iter().filter_map(|&s| self.model.input(node, s)));
+                }
                 Mode::Preserving => {
                     let outputs = self.model.outputs(node);
                     if outputs.iter().flatten().any(|v| found.contains(v)) {
@@ -353,22 +360,28 @@ impl<'a> Placement<'a> {
                 readers.insert(node);
             }
         };
+        let around = self.target.pairs == Pairs::Around;
         let mut whole = Vec::new();
         for &node in &self.model.main().nodes {
             match self.modes[&node] {
                 Mode::Integer => read(self.model.input(node, self.linears[&node].activation), node),
                 Mode::Supporting => {
-                    for v in self.model.inputs(node) {
-                        read(v, node);
+                    for v in self.data(node) {
+                        read(Some(v), node);
                     }
                 }
-                Mode::Preserving if self.moves_codes(node, available, wanted) => {
+                Mode::Inputs(ref slots) => {
+                    for &slot in slots {
+                        read(self.model.input(node, slot), node);
+                    }
+                }
+                Mode::Preserving if around && self.moves_codes(node, available, wanted) => {
                     read(self.model.input(node, 0), node);
                     whole.extend(self.model.outputs(node).into_iter().flatten());
                 }
                 _ => {}
             }
-            if self.gives_codes(node) {
+            if around && self.gives_codes(node) {
                 whole.extend(self.result(node));
             }
         }
@@ -388,7 +401,8 @@ impl<'a> Placement<'a> {
         wanted: &BTreeSet<ValueId>,
     ) -> bool {
         let signed = self
-            .wanted_format(node)
+            .settings
+            .activations
             .is_some_and(|f| f.base.info().signed);
         let outputs = self.model.outputs(node);
         self.model

@@ -1,0 +1,180 @@
+//! The first guess of what a node becomes, from the node and the target's table alone, and the words for what stays in
+//! float.
+
+use onnx_quant_ir::{DataType, Model, NodeId};
+use onnx_quant_numerics::format::Format;
+
+use super::placement::{Mode, Placement};
+use super::residual;
+use crate::ops::{self, Kernel, Linear};
+use crate::target::Role;
+
+impl Placement<'_> {
+    pub(super) fn first_guess(&mut self, node: NodeId) -> Mode {
+        if let Some(reason) = self.selector.excluded_by(self.model, node) {
+            return Mode::Float(reason);
+        }
+        let guess = match ops::linear(self.model, node) {
+            Some(Err(_)) if self.takes_product(node) => self.product(node),
+            Some(Err(reason)) => Mode::Float(reason),
+            Some(Ok(linear)) => self.linear(node, linear),
+            None => self.other(node),
+        };
+        self.without_weight_only(guess)
+    }
+
+    /// A linear operator with a constant weight.
+    fn linear(&mut self, node: NodeId, mut linear: Linear) -> Mode {
+        if let Some(reason) = self.left_out(node, linear.weight) {
+            return Mode::Float(reason);
+        }
+        let n = self.model.node(node);
+        let grouped = n.is("ConvTranspose") && n.attr_i("group").unwrap_or(1) != 1;
+        if grouped && !self.target.grouped_transpose_scales {
+            linear.axis = None;
+        }
+        let kernel = match self.target.role(n.op_type()) {
+            Some(Role::NoKernel(why)) => Some(why),
+            Some(_) => None,
+            None => Some("the target's table does not have it"),
+        };
+        self.linears.insert(node, linear);
+        let why = match (linear.kernel, kernel) {
+            _ if self.inner(node) => "stands inside a subgraph, which calibration does not reach",
+            _ if !self.activations(node) => "only weights are quantized",
+            (_, Some(why)) | (Kernel::None(why), _) => why,
+            _ if self.mixed_signs() => {
+                "no kernel takes int8 activations with uint8 weights: ask for int8 weights"
+            }
+            _ if self.settings.weights.is_none() => "weights stay in float",
+            _ => return Mode::Integer,
+        };
+        Mode::WeightOnly(why.to_owned())
+    }
+
+    /// A product of two activations.
+    fn product(&self, node: NodeId) -> Mode {
+        match self.left_out(node, 1) {
+            Some(reason) => Mode::Float(reason),
+            None if self.activations(node) => Mode::Inputs(vec![0, 1]),
+            None => Mode::Float("only weights are quantized".to_owned()),
+        }
+    }
+
+    fn takes_product(&self, node: NodeId) -> bool {
+        self.target.activation_products && ops::activation_product(self.model, node)
+    }
+
+    fn other(&self, node: NodeId) -> Mode {
+        let op = self.model.node(node).op_type();
+        let standard = self.model.node(node).domain().is_empty();
+        let weights = self.settings.weights.is_some();
+        if ops::embedding(self.model, node).is_some() && weights {
+            return match self.left_out(node, 0) {
+                Some(reason) => Mode::Float(reason),
+                None => {
+                    Mode::WeightOnly("rows are looked up in few bits and dequantized".to_owned())
+                }
+            };
+        }
+        if !ops::recurrent(self.model, node).is_empty() && weights {
+            return match self.left_out(node, 1) {
+                Some(reason) => Mode::Float(reason),
+                None => Mode::WeightOnly(format!("{op} has no integer kernel in Q/DQ form")),
+            };
+        }
+        if !self.activations(node) || !standard {
+            return Mode::Float(self.default_reason(node));
+        }
+        match self.target.role(op) {
+            Some(Role::Supporting | Role::OneScale) if self.data_is_computed(node) => {
+                Mode::Supporting
+            }
+            Some(Role::SkipBranch) => match residual::skip_slot(self.model, node) {
+                Some(slot) => Mode::Inputs(vec![slot]),
+                None => Mode::Float(residual::NO_SKIP.to_owned()),
+            },
+            Some(Role::BehindConv) => Mode::Inputs(vec![0]),
+            _ if self.moves(node) => Mode::Preserving,
+            _ => Mode::Float(self.default_reason(node)),
+        }
+    }
+
+    /// Few bits for weights alone, where the target takes them.
+    fn without_weight_only(&self, mode: Mode) -> Mode {
+        match mode {
+            Mode::WeightOnly(why) if !self.target.weight_only => Mode::Float(format!(
+                "{why}; {} takes INT8 weights only with quantized activations",
+                self.target.title
+            )),
+            other => other,
+        }
+    }
+
+    /// The limit of the target that leaves a node out; a weight's slot is given.
+    fn left_out(&self, node: NodeId, weight: usize) -> Option<String> {
+        let dtype = self
+            .model
+            .input(node, weight)
+            .and_then(|v| self.model.value(v).dtype());
+        if dtype == Some(DataType::Float16) && !self.target.half {
+            return Some(format!("{} takes no scales in FP16", self.target.title));
+        }
+        if self.selector.included(self.model, node) {
+            return None;
+        }
+        let mut limits = self.target.limits.iter();
+        limits.find_map(|l| l.refusal(self.model, &self.facts, node, self.target.title))
+    }
+
+    /// Whether activations around the node may be quantized.
+    pub(super) fn activations(&self, node: NodeId) -> bool {
+        self.settings.activations.is_some() && !self.inner(node)
+    }
+
+    fn inner(&self, node: NodeId) -> bool {
+        self.model.node(node).graph != Model::MAIN
+    }
+
+    /// Whether activations are signed and weights are not.
+    fn mixed_signs(&self) -> bool {
+        let signed = |f: Option<Format>| f.map(|f| f.base.info().signed);
+        (
+            signed(self.settings.activations),
+            signed(self.settings.weights),
+        ) == (Some(true), Some(false))
+    }
+
+    fn data_is_computed(&self, node: NodeId) -> bool {
+        let computed = |slot| {
+            let value = self.model.input(node, slot);
+            value.is_some_and(|v| self.model.value(v).init.is_none())
+        };
+        self.data_slots(node).all(computed)
+    }
+
+    /// The words for an operator that stays in float.
+    pub(super) fn default_reason(&self, node: NodeId) -> String {
+        let n = self.model.node(node);
+        if !n.domain().is_empty() {
+            return format!("operators of the domain `{}` are opaque", n.domain());
+        }
+        if self.inner(node) {
+            return "stands inside a subgraph".to_owned();
+        }
+        if self.target.role(n.op_type()).is_some() {
+            return "one operand is a constant, or nothing around it runs in integers".to_owned();
+        }
+        if ops::clamp_bounds(self.model, node).is_some() {
+            return "no integer operator before it takes it in".to_owned();
+        }
+        if self.moves(node) {
+            return "moves values that are in float".to_owned();
+        }
+        format!(
+            "{} has no integer kernel for {}",
+            self.target.title,
+            n.op_type()
+        )
+    }
+}

@@ -1,0 +1,96 @@
+//! TensorRT with explicit quantization: pairs on the inputs of the operators that tensor cores run, and nowhere else.
+//!
+//! Source: NVIDIA, *TensorRT Developer Guide*, "Working with quantized types"; the placement of NVIDIA's ModelOpt.
+
+use onnx_quant_numerics::format::{Base, Scheme};
+
+use super::{Bias, Clamps, Limit, Pairs, Role, Target, TargetName, op, rule};
+
+/// The table.
+pub const TARGET: Target = Target {
+    name: TargetName::TensorRt,
+    word: "tensorrt",
+    title: "TensorRT",
+    pairs: Pairs::Inputs,
+    activations: &[Base::Int8],
+    weights: &[Base::Int8],
+    activation_scheme: Some(Scheme::Symmetric),
+    weight_scheme: Some(Scheme::Symmetric),
+    ops: &[
+        op("Conv", Role::Linear { codes: false }),
+        op("ConvTranspose", Role::Linear { codes: false }),
+        op("Gemm", Role::Linear { codes: false }),
+        op("MatMul", Role::Linear { codes: false }),
+        op("Add", Role::SkipBranch),
+        op("Concat", Role::OneScale),
+        op("LayerNormalization", Role::BehindConv),
+    ],
+    moves: &[
+        "Reshape",
+        "Flatten",
+        "Squeeze",
+        "Unsqueeze",
+        "Transpose",
+        "Slice",
+        "Gather",
+        "Expand",
+        "Tile",
+        "Split",
+        "MaxPool",
+        "DepthToSpace",
+        "SpaceToDepth",
+    ],
+    activation_products: true,
+    limits: &[
+        Limit::ConvChannels(16),
+        Limit::MatMulSize(16),
+        Limit::MatrixVector,
+    ],
+    bias: Bias::Float,
+    clamps: Clamps::Fused,
+    weight_only: false,
+    grouped_transpose_scales: false,
+    half: true,
+    integer_operators: false,
+    contrib: false,
+    rules: &[
+        rule(
+            "placement",
+            "pairs stand on the inputs of Conv, ConvTranspose, Gemm and MatMul, not on outputs; TensorRT fuses BatchNormalization, Relu and Clip itself",
+        ),
+        rule(
+            "activations",
+            "int8, symmetric: zero point 0, one scale a tensor",
+        ),
+        rule(
+            "weights",
+            "int8, symmetric, a scale for each output channel: Conv axis 0, ConvTranspose axis 1 (with groups one scale for the tensor), MatMul the last axis, Gemm by transB",
+        ),
+        rule(
+            "bias",
+            "float: an INT32 bias behind a DequantizeLinear is rejected",
+        ),
+        rule(
+            "residual Add",
+            "the skip branch is quantized; the branch on the longest path from the common ancestor is not, so that the Add fuses with its convolution",
+        ),
+        rule("Concat", "inputs and output share one scale"),
+        rule(
+            "LayerNormalization",
+            "gets a pair where a convolution makes its input",
+        ),
+        rule("products of two activations", "both inputs are quantized"),
+        rule(
+            "left out",
+            "Conv with fewer than 16 input or output channels, matrix products with K or N below 16, products with a vector",
+        ),
+        rule(
+            "without calibration",
+            "nothing: INT8 weights alone have no kernel",
+        ),
+        rule(
+            "qoperator, --dynamic",
+            "refused: TensorRT has none of these operators",
+        ),
+    ],
+};
