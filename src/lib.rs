@@ -7,8 +7,13 @@
 //!
 //! **Architecture invariant:** only `engine::tract` knows tract.
 
+// The command line names the library as other crates do.
+extern crate self as onnx_quant;
+
 pub mod calibrate;
 pub mod check;
+#[cfg(feature = "config")]
+pub mod cli;
 pub mod data;
 pub mod demo;
 pub mod engine;
@@ -19,7 +24,7 @@ pub mod metric;
 pub mod observe;
 pub mod pipeline;
 mod prepared;
-mod progress;
+pub mod progress;
 pub mod quantize;
 pub mod report;
 pub mod run;

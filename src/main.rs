@@ -1,9 +1,7 @@
-//! The command line: see `cli`.
+//! The command `onnx-quant`: see [`onnx_quant::cli`].
 
 use std::process::ExitCode;
 
-mod cli;
-
 fn main() -> ExitCode {
-    cli::main()
+    onnx_quant::cli::main()
 }

@@ -93,8 +93,8 @@ enum Command {
     Rewrite(rewrite::Args),
 }
 
-/// The program.
-pub(crate) fn main() -> ExitCode {
+/// The program; see the [module](self) for its exit codes.
+pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => {
