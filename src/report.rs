@@ -100,7 +100,7 @@ pub struct ActivationReport {
     /// Graph path and name.
     pub value: String,
     /// Format of the codes.
-    pub format: &'static str,
+    pub format: String,
     /// Scale.
     pub scale: Option<f32>,
     /// Zero point.
@@ -113,7 +113,7 @@ pub struct WeightReport {
     /// Graph path and name of the float initializer.
     pub weight: String,
     /// Format of the codes.
-    pub format: &'static str,
+    pub format: String,
     /// Axis of the scales; absent for one scale.
     pub axis: Option<usize>,
 }
@@ -159,7 +159,7 @@ pub fn activation_rows(plan: &PrecisionPlan) -> Vec<ActivationReport> {
         .iter()
         .map(|(key, a)| ActivationReport {
             value: key.clone(),
-            format: a.base.info().name,
+            format: a.format.to_string(),
             scale: a.params.map(|p| p.scale),
             zero_point: a.params.map(|p| p.zero_point),
         })
@@ -172,7 +172,7 @@ pub fn weight_rows(plan: &PrecisionPlan) -> Vec<WeightReport> {
         .iter()
         .map(|w| WeightReport {
             weight: w.key.clone(),
-            format: w.base.info().name,
+            format: w.format.to_string(),
             axis: w.axis,
         })
         .collect()

@@ -59,12 +59,12 @@ fn quantize_i8_per_channel(bencher: Bencher, layout: &Layout) {
                 narrow: true,
                 reduce_range: false,
             };
-            choose_qparams(min, max, Base::Int8, Scheme::Symmetric, options)
+            choose_qparams(min, max, Base::INT8, Scheme::Symmetric, options)
         })
         .collect();
     bencher
         .counter(ItemsCount::new(data.len()))
-        .bench(|| quantize_per_channel(black_box(&data), *layout, &params, Base::Int8));
+        .bench(|| quantize_per_channel(black_box(&data), *layout, &params, Base::INT8));
 }
 
 #[divan::bench(args = WEIGHTS)]
@@ -78,7 +78,7 @@ fn ranges_per_channel(bencher: Bencher, layout: &Layout) {
 #[divan::bench(args = WEIGHTS)]
 fn fake_quantize_per_channel(bencher: Bencher, layout: &Layout) {
     let mut data = values(layout.outer * layout.channels * layout.inner, false);
-    let params = vec![QParams::for_type(0.01, 3, Base::Int8); layout.channels];
+    let params = vec![QParams::for_type(0.01, 3, Base::INT8); layout.channels];
     bencher
         .counter(ItemsCount::new(data.len()))
         .bench_local(|| fake_quant_per_channel(black_box(&mut data), *layout, &params));
@@ -99,7 +99,7 @@ fn quantize_i8_per_tensor(bencher: Bencher, len: usize) {
 #[divan::bench(args = LENGTHS)]
 fn fake_quantize(bencher: Bencher, len: usize) {
     let mut data = values(len, false);
-    let params = QParams::for_type(0.01, 128, Base::Uint8);
+    let params = QParams::for_type(0.01, 128, Base::UINT8);
     bencher
         .counter(ItemsCount::new(len))
         .bench_local(|| fake_quant(black_box(&mut data), &params));

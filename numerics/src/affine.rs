@@ -64,7 +64,7 @@ pub enum RangeError {
 
 impl QParams {
     /// Parameters for a QuantizeLinear of type `base`, which saturates at the bounds of its type.
-    pub const fn for_type(scale: f32, zero_point: i32, base: Base) -> Self {
+    pub fn for_type(scale: f32, zero_point: i32, base: Base) -> Self {
         let info = base.info();
         QParams {
             scale,
@@ -218,14 +218,15 @@ mod tests {
     use proptest::prelude::*;
 
     fn all_options() -> impl Iterator<Item = (Base, Scheme, QOptions)> {
-        Base::all().iter().flat_map(|info| {
+        let bases = Base::all().into_iter().filter(|b| b.is_integer());
+        bases.flat_map(|base| {
             [Scheme::Symmetric, Scheme::Asymmetric]
                 .into_iter()
                 .flat_map(move |scheme| {
                     [(false, false), (false, true), (true, false), (true, true)].map(
                         |(narrow, reduce_range)| {
                             (
-                                info.base,
+                                base,
                                 scheme,
                                 QOptions {
                                     narrow,
@@ -249,36 +250,36 @@ mod tests {
                 },
             )
         };
-        assert_eq!(range(Base::Int8, false, false), (-128, 127));
-        assert_eq!(range(Base::Int8, true, false), (-127, 127));
-        assert_eq!(range(Base::Int8, true, true), (-64, 64));
-        assert_eq!(range(Base::Uint8, false, false), (0, 255));
-        assert_eq!(range(Base::Uint8, false, true), (0, 127));
-        assert_eq!(range(Base::Int4, true, false), (-7, 7));
+        assert_eq!(range(Base::INT8, false, false), (-128, 127));
+        assert_eq!(range(Base::INT8, true, false), (-127, 127));
+        assert_eq!(range(Base::INT8, true, true), (-64, 64));
+        assert_eq!(range(Base::UINT8, false, false), (0, 255));
+        assert_eq!(range(Base::UINT8, false, true), (0, 127));
+        assert_eq!(range(Base::INT4, true, false), (-7, 7));
     }
 
     #[test]
     fn textbook_values() {
         let options = QOptions::default();
-        let p = choose_qparams(-1.0, 3.0, Base::Uint8, Scheme::Asymmetric, options).unwrap();
+        let p = choose_qparams(-1.0, 3.0, Base::UINT8, Scheme::Asymmetric, options).unwrap();
         assert_eq!((p.scale, p.zero_point), (4.0 / 255.0, 64));
-        let p = choose_qparams(-2.54, 1.0, Base::Int8, Scheme::Symmetric, options).unwrap();
+        let p = choose_qparams(-2.54, 1.0, Base::INT8, Scheme::Symmetric, options).unwrap();
         assert_eq!((p.scale, p.zero_point), (0.02, 0));
-        let p = choose_qparams(-1.0, 1.27, Base::Uint8, Scheme::Symmetric, options).unwrap();
+        let p = choose_qparams(-1.0, 1.27, Base::UINT8, Scheme::Symmetric, options).unwrap();
         assert_eq!((p.scale, p.zero_point), (0.01, 128));
         // One-sided ranges are widened to zero.
-        let p = choose_qparams(5.0, 10.0, Base::Uint8, Scheme::Asymmetric, options).unwrap();
+        let p = choose_qparams(5.0, 10.0, Base::UINT8, Scheme::Asymmetric, options).unwrap();
         assert_eq!((p.scale, p.zero_point), (10.0 / 255.0, 0));
-        let p = choose_qparams(-10.0, -5.0, Base::Uint8, Scheme::Asymmetric, options).unwrap();
+        let p = choose_qparams(-10.0, -5.0, Base::UINT8, Scheme::Asymmetric, options).unwrap();
         assert_eq!((p.scale, p.zero_point), (10.0 / 255.0, 255));
-        let p = choose_qparams(-10.0, 5.0, Base::Int8, Scheme::Asymmetric, options).unwrap();
+        let p = choose_qparams(-10.0, 5.0, Base::INT8, Scheme::Asymmetric, options).unwrap();
         assert_eq!((p.scale, p.zero_point), (15.0 / 255.0, 42));
     }
 
     #[test]
     fn refused_ranges() {
         let choose =
-            |min, max| choose_qparams(min, max, Base::Int8, Scheme::Symmetric, QOptions::default());
+            |min, max| choose_qparams(min, max, Base::INT8, Scheme::Symmetric, QOptions::default());
         assert!(matches!(
             choose(f32::NAN, 1.0),
             Err(RangeError::NotFinite { .. })

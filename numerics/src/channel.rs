@@ -96,7 +96,7 @@ pub fn quantize_per_channel(
     base: Base,
 ) -> Result<Vec<u8>, LayoutError> {
     match base {
-        Base::Int8 | Base::Uint8 => {
+        Base::INT8 | Base::UINT8 => {
             // The low byte of a code is its stored form for both signs.
             let mut out = vec![0u8; data.len()];
             quantize_into(data, layout, &within(params, base), &mut out, |code| {

@@ -12,6 +12,8 @@
 //! * [`histogram`]: streaming histograms
 //! * [`observer`]: a range from a histogram
 //! * [`search`]: the ranges of least divergence and of least error
+//! * [`minifloat`]: floats of 4 to 8 bits
+//! * [`mod@pack`]: codes of fewer than 8 bits in bytes
 //! * [`metrics`]: outputs compared
 //! * [`minmax`]: extremes of a slice
 
@@ -22,7 +24,9 @@ pub mod float;
 pub mod format;
 pub mod histogram;
 pub mod metrics;
+pub mod minifloat;
 pub mod minmax;
 pub mod observer;
+pub mod pack;
 pub mod quantize;
 pub mod search;

@@ -39,7 +39,7 @@ impl Default for Target {
     /// uint8, asymmetric.
     fn default() -> Self {
         Target {
-            base: Base::Uint8,
+            base: Base::UINT8,
             scheme: Scheme::Asymmetric,
             options: QOptions::default(),
         }

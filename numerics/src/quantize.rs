@@ -6,6 +6,7 @@
 
 use crate::affine::{QParams, quantize_reference};
 use crate::format::Base;
+use crate::pack::{pack, unpack};
 
 /// 1.5 · 2^23: in this binade the f32 numbers are the integers.
 const ROUNDER: f32 = 12_582_912.0;
@@ -117,7 +118,7 @@ pub(crate) fn quantize_wide(x: f32, p: &QParams) -> i32 {
 pub fn quantize_i8(x: &[f32], scale: f32, zero_point: i8, out: &mut [i8]) {
     quantize(
         x,
-        &QParams::for_type(scale, i32::from(zero_point), Base::Int8),
+        &QParams::for_type(scale, i32::from(zero_point), Base::INT8),
         out,
     );
 }
@@ -126,7 +127,7 @@ pub fn quantize_i8(x: &[f32], scale: f32, zero_point: i8, out: &mut [i8]) {
 pub fn quantize_u8(x: &[f32], scale: f32, zero_point: u8, out: &mut [u8]) {
     quantize(
         x,
-        &QParams::for_type(scale, i32::from(zero_point), Base::Uint8),
+        &QParams::for_type(scale, i32::from(zero_point), Base::UINT8),
         out,
     );
 }
@@ -155,41 +156,15 @@ pub fn fake_quant(x: &mut [f32], p: &QParams) {
     }
 }
 
-/// Packs 4-bit codes as the ONNX standard stores INT4 and UINT4: the first of two in the low nibble, a last odd one
-/// padded with zero bits. Of each code the low four bits are kept.
-pub fn pack_4bit<T: Code>(codes: &[T]) -> Vec<u8> {
-    let nibble = |code: &T| (code.code() & 0x0f) as u8;
-    codes
-        .chunks(2)
-        .map(|pair| match pair {
-            [low, high] => nibble(low) | nibble(high) << 4,
-            _ => pair.first().map_or(0, nibble),
-        })
-        .collect()
-}
-
-/// The first `count` codes of [`pack_4bit`]'s layout, sign-extended where `signed`; `None` if `packed` is too short.
-pub fn unpack_4bit(packed: &[u8], count: usize, signed: bool) -> Option<Vec<i32>> {
-    if packed.len() < count.div_ceil(2) {
-        return None;
-    }
-    let extend = |nibble: u8| match signed {
-        true => i32::from((nibble << 4) as i8 >> 4),
-        false => i32::from(nibble),
-    };
-    let both = packed.iter().flat_map(|byte| [byte & 0x0f, byte >> 4]);
-    Some(both.take(count).map(extend).collect())
-}
-
-/// Codes in the `raw_data` layout of `base`: little-endian, 4-bit codes packed.
+/// Codes in the `raw_data` layout of `base`: little-endian, codes of fewer than 8 bits packed.
 pub fn codes_to_bytes(codes: &[i32], base: Base) -> Vec<u8> {
-    match base {
-        Base::Int8 | Base::Uint8 => codes.iter().map(|&q| q as u8).collect(),
-        Base::Int16 | Base::Uint16 => codes
+    match base.info().storage_bits {
+        8 => codes.iter().map(|&q| q as u8).collect(),
+        16 => codes
             .iter()
             .flat_map(|&q| (q as u16).to_le_bytes())
             .collect(),
-        Base::Int4 | Base::Uint4 => pack_4bit(codes),
+        bits => pack(codes, bits),
     }
 }
 
@@ -198,14 +173,15 @@ pub fn codes_from_bytes(bytes: &[u8], count: usize, base: Base) -> Option<Vec<i3
     if bytes.len() < base.storage_bytes(count) {
         return None;
     }
+    let info = base.info();
+    let signed = info.signed && base.is_integer();
     let pairs = || bytes.chunks_exact(2).take(count).map(|b| [b[0], b[1]]);
-    match base {
-        Base::Int8 => Some(bytes[..count].iter().map(|&b| i32::from(b as i8)).collect()),
-        Base::Uint8 => Some(bytes[..count].iter().map(|&b| i32::from(b)).collect()),
-        Base::Int16 => Some(pairs().map(|b| i32::from(i16::from_le_bytes(b))).collect()),
-        Base::Uint16 => Some(pairs().map(|b| i32::from(u16::from_le_bytes(b))).collect()),
-        Base::Int4 => unpack_4bit(bytes, count, true),
-        Base::Uint4 => unpack_4bit(bytes, count, false),
+    match (info.storage_bits, signed) {
+        (8, true) => Some(bytes[..count].iter().map(|&b| i32::from(b as i8)).collect()),
+        (8, false) => Some(bytes[..count].iter().map(|&b| i32::from(b)).collect()),
+        (16, true) => Some(pairs().map(|b| i32::from(i16::from_le_bytes(b))).collect()),
+        (16, false) => Some(pairs().map(|b| i32::from(u16::from_le_bytes(b))).collect()),
+        (bits, signed) => unpack(bytes, count, bits, signed),
     }
 }
 
@@ -216,7 +192,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn any_params() -> impl Strategy<Value = (Base, QParams)> {
-        let base = (0..Base::all().len()).prop_map(|at| Base::all()[at].base);
+        let bases: Vec<Base> = Base::all().into_iter().filter(|b| b.is_integer()).collect();
+        let base = (0..bases.len()).prop_map(move |at| bases[at]);
         // Scales over all magnitudes, and powers of two, whose quotients hit ties.
         let scale = prop_oneof![
             1e-38f32..1e38,
@@ -310,14 +287,5 @@ mod tests {
         quantize_u8(&x, 1.0, 3, &mut u);
         assert_eq!(s, [-128, -1, -1, 1, 127]);
         assert_eq!(u, [0, 3, 3, 5, 255]);
-    }
-
-    #[test]
-    fn nibbles() {
-        assert_eq!(pack_4bit(&[1i8, -1, -8]), [0xf1, 0x08]);
-        assert_eq!(unpack_4bit(&[0xf1, 0x08], 3, true).unwrap(), [1, -1, -8]);
-        assert_eq!(unpack_4bit(&[0xf1, 0x08], 3, false).unwrap(), [1, 15, 8]);
-        assert_eq!(unpack_4bit(&[0xf1], 3, true), None);
-        assert!(pack_4bit::<i8>(&[]).is_empty());
     }
 }

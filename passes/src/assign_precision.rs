@@ -27,11 +27,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use onnx_quant_ir::pass::{Changed, Pass, PassContext, PassError, PassInfo};
 use onnx_quant_ir::{DataType, Model, NodeId, ValueId};
 use onnx_quant_numerics::affine::QParams;
+use onnx_quant_numerics::format::{Format, Granularity};
 use rayon::prelude::*;
 
 use crate::calibration::Calibration;
 use crate::ops;
-use crate::plan::{ActivationPlan, NodePlan, Precision, PrecisionPlan, WeightPlan};
+use crate::plan::{ActivationPlan, BlockAxis, NodePlan, Precision, PrecisionPlan, WeightPlan};
 use crate::settings::{QuantSettings, Selector};
 
 mod bearing;
@@ -212,7 +213,7 @@ fn activation_plans(
         .iter()
         .map(|(&value, readers)| {
             let plan = ActivationPlan {
-                base: format.base,
+                format,
                 params: params.get(&value).copied(),
                 float: floats.get(&value).copied().unwrap_or(DataType::Float),
                 readers: readers
@@ -237,28 +238,36 @@ fn weight_plans(
         if !matches!(placement.modes[&node], Mode::Integer | Mode::WeightOnly(_)) {
             continue;
         }
-        for (slot, axis, gathered) in weight_slots(model, placement, node) {
+        for (slot, axis, blocks, gathered) in weight_slots(model, placement, node) {
             let Some(value) = model.input(node, slot) else {
                 continue;
             };
             let key = model.value_key(value);
-            let axis = axis.filter(|_| settings.per_channel());
+            let format = stored_format(model, value, format, axis, blocks);
+            let axis = axis.filter(|_| format.granularity != Some(Granularity::Tensor));
+            let in_blocks = matches!(
+                format.granularity,
+                Some(Granularity::Block(_) | Granularity::Vsq(_))
+            );
+            let blocks = blocks.filter(|_| in_blocks);
             let reader = (model.node_key(node), slot);
             // With `session.x64quantprecision=1` onnxruntime rewrites the int8 weight of each operator to uint8 in place,
             // and does not load a model in which two operators read the same one.
             let integer = matches!(placement.modes[&node], Mode::Integer);
             let shared = gathered || !integer || !format.base.info().signed;
-            let same = plans
-                .iter_mut()
-                .find(|p| shared && p.key == key && p.axis == axis && p.gathered == gathered);
+            let form = (format, axis, blocks, gathered);
+            let same = plans.iter_mut().find(|p| {
+                shared && p.key == key && (p.format, p.axis, p.blocks, p.gathered) == form
+            });
             match same {
                 Some(p) => {
                     p.readers.insert(reader);
                 }
                 None => plans.push(WeightPlan {
                     key,
-                    base: format.base,
+                    format,
                     axis,
+                    blocks,
                     readers: BTreeSet::from([reader]),
                     gathered,
                 }),
@@ -268,22 +277,53 @@ fn weight_plans(
     plans
 }
 
-/// The weights of a node: input slot, axis of the channels, and whether rows are gathered.
-fn weight_slots(
+/// The format that a weight is stored in, its granularity written out. A block that holds a whole channel is a channel.
+fn stored_format(
     model: &Model,
-    placement: &Placement<'_>,
-    node: NodeId,
-) -> Vec<(usize, Option<usize>, bool)> {
+    value: ValueId,
+    format: Format,
+    axis: Option<usize>,
+    blocks: Option<BlockAxis>,
+) -> Format {
+    let granularity = format.granularity(Granularity::Channel);
+    let dims = model.constant(value).map_or(&[][..], |t| t.dims());
+    let product = |dims: &[i64]| dims.iter().product::<i64>();
+    let one_block = match (granularity, axis, blocks) {
+        (Granularity::Block(n), Some(channel), Some(BlockAxis::Axis(at))) => {
+            let length = dims.get(at).copied().unwrap_or(0);
+            let rest = product(dims) / dims.get(channel).copied().unwrap_or(1).max(1);
+            length <= i64::from(n) && length == rest
+        }
+        (Granularity::Block(n), Some(0), Some(BlockAxis::From(1))) => {
+            product(dims.get(1..).unwrap_or(&[])) <= i64::from(n)
+        }
+        _ => false,
+    };
+    let granularity = match format.base.own_block() {
+        None if one_block => Granularity::Channel,
+        _ => granularity,
+    };
+    Format {
+        granularity: Some(granularity),
+        ..format
+    }
+}
+
+/// A weight of a node: input slot, axis of the channels, axis of the blocks, and whether rows are gathered.
+type WeightSlot = (usize, Option<usize>, Option<BlockAxis>, bool);
+
+/// The weights of a node.
+fn weight_slots(model: &Model, placement: &Placement<'_>, node: NodeId) -> Vec<WeightSlot> {
     if let Some(linear) = placement.linears.get(&node) {
-        return vec![(linear.weight, linear.axis, false)];
+        return vec![(linear.weight, linear.axis, Some(linear.blocks), false)];
     }
     let recurrent = ops::recurrent(model, node);
     if recurrent.is_empty() {
-        return vec![(0, Some(1), true)];
+        return vec![(0, Some(1), Some(BlockAxis::Axis(1)), true)];
     }
     recurrent
         .into_iter()
-        .map(|slot| (slot, Some(1), false))
+        .map(|slot| (slot, Some(1), Some(BlockAxis::Axis(2)), false))
         .collect()
 }
 

@@ -89,7 +89,7 @@ fn insert(model: &mut Model, names: &mut Names, value: ValueId, plan: &Activatio
             Some(keys) => keys.contains(&model.node_key(*n)),
         })
         .collect();
-    let formats = (plan.base, plan.float);
+    let formats = (plan.format.base, plan.float);
     let (scale, zero) = qdq::add_parameters(model, names, graph, &stem, &[params], false, formats);
     let codes = model.add_op(
         graph,

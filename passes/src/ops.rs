@@ -5,6 +5,8 @@
 
 use onnx_quant_ir::{DataType, Model, NodeId, ValueId};
 
+use crate::plan::BlockAxis;
+
 /// A linear operator with a constant weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Linear {
@@ -16,6 +18,8 @@ pub struct Linear {
     pub bias: Option<usize>,
     /// Axis of the output channels of the weight; `None` where one scale serves the tensor.
     pub axis: Option<usize>,
+    /// The reduction axis of the weight, which blocks are cut along.
+    pub blocks: BlockAxis,
     /// An integer kernel exists.
     pub kernel: Kernel,
 }
@@ -94,11 +98,22 @@ fn conv(model: &Model, node: NodeId, axis: usize, kernel: Kernel) -> Result<Line
         weight: 1,
         bias: model.input(node, 2).map(|_| 2),
         axis: Some(axis),
+        blocks: match axis {
+            0 if kernel_size(model, weight) == 1 => BlockAxis::Axis(1),
+            0 => BlockAxis::From(1),
+            _ => BlockAxis::Axis(0),
+        },
         kernel: match model.input(node, 2) {
             Some(b) if model.constant(b).is_none() => Kernel::None(COMPUTED_BIAS),
             _ => kernel,
         },
     })
+}
+
+/// Weights of one input channel that a convolution's output channel reads.
+fn kernel_size(model: &Model, weight: ValueId) -> i64 {
+    let tensor = model.value(weight).init.as_ref();
+    tensor.map_or(1, |t| t.dims().iter().skip(2).product())
 }
 
 const COMPUTED_BIAS: &str =
@@ -135,17 +150,19 @@ fn gemm(model: &Model, node: NodeId) -> Result<Linear, Refusal> {
         weight: 1,
         bias: model.input(node, 2).map(|_| 2),
         axis: Some(axis),
+        blocks: BlockAxis::Axis(1 - axis),
         kernel,
     })
 }
 
 fn matmul(model: &Model, node: NodeId) -> Result<Linear, Refusal> {
-    let plain = |activation, weight, axis| {
+    let plain = |activation, weight, axis, blocks| {
         Ok(Linear {
             activation,
             weight,
             bias: None,
             axis,
+            blocks: BlockAxis::Axis(blocks),
             kernel: Kernel::AnyOutput,
         })
     };
@@ -155,9 +172,9 @@ fn matmul(model: &Model, node: NodeId) -> Result<Linear, Refusal> {
             .is_some_and(|v| model.value(v).init.is_none())
     };
     match (weight_of(model, node, 1), weight_of(model, node, 0)) {
-        (Ok(w), _) if rank(model, w) == 2 => plain(0, 1, Some(1)),
-        (Ok(w), _) if rank(model, w) > 2 => plain(0, 1, None),
-        (Err(_), Ok(w)) if rank(model, w) >= 2 => plain(1, 0, None),
+        (Ok(w), _) if rank(model, w) == 2 => plain(0, 1, Some(1), 0),
+        (Ok(w), _) if rank(model, w) > 2 => plain(0, 1, None, rank(model, w) - 2),
+        (Err(_), Ok(w)) if rank(model, w) >= 2 => plain(1, 0, None, rank(model, w) - 1),
         (Ok(_), _) | (_, Ok(_)) => Err("its weight is a vector".to_owned()),
         (Err(_), Err(_)) if computed(0) && computed(1) => Err(
             "both its inputs are activations: quantizing both loses accuracy for a small gain"

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use onnx_quant_ir::DataType;
 use onnx_quant_numerics::affine::QParams;
-use onnx_quant_numerics::format::Base;
+use onnx_quant_numerics::format::{Format, Granularity};
 
 /// In what form an operator runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,8 +47,8 @@ pub struct NodePlan {
 /// Quantize/dequantize pairs on an activation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ActivationPlan {
-    /// Storage format of the codes.
-    pub base: Base,
+    /// Format of the codes: one scale for the tensor.
+    pub format: Format,
     /// Scale, zero point and code range; `None` until calibration has given a range.
     pub params: Option<QParams>,
     /// Float type of the value: the type of the scale.
@@ -62,14 +62,32 @@ pub struct ActivationPlan {
 pub struct WeightPlan {
     /// Graph path and name of the initializer.
     pub key: String,
-    /// Storage format of the codes.
-    pub base: Base,
-    /// The axis with one scale for each index; `None` for one scale.
+    /// Format of the codes; its granularity is always given.
+    pub format: Format,
+    /// The axis of the output channels; `None` where the operator has none, or one scale serves the tensor.
     pub axis: Option<usize>,
+    /// Where blocks and vectors lie, for formats that have them.
+    pub blocks: Option<BlockAxis>,
     /// The nodes that read it in this form, with the input slot.
     pub readers: BTreeSet<(String, usize)>,
     /// The operator gathers rows: codes are gathered first and dequantized after.
     pub gathered: bool,
+}
+
+/// The axis that blocks are cut along: the operator's reduction axis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum BlockAxis {
+    /// This axis of the tensor.
+    Axis(usize),
+    /// This axis and all behind it, read as one: input channels and kernel of a convolution.
+    From(usize),
+}
+
+impl WeightPlan {
+    /// How many values share a scale.
+    pub fn granularity(&self) -> Granularity {
+        self.format.granularity(Granularity::Channel)
+    }
 }
 
 /// What becomes of the whole model.

@@ -133,13 +133,13 @@ fn encode(
     };
     let ranges = channel_ranges(&data, layout).map_err(|e| e.to_string())?;
     let options = QOptions {
-        narrow: settings.weight_scheme == Scheme::Symmetric && form.base.info().signed,
+        narrow: settings.weight_scheme == Scheme::Symmetric && form.format.base.info().signed,
         reduce_range: settings.reduce_weights(),
     };
     let float = tensor.dtype();
     let mut params = Vec::with_capacity(ranges.len());
     for (channel, &(min, max)) in ranges.iter().enumerate() {
-        let p = choose_qparams(min, max, form.base, settings.weight_scheme, options)
+        let p = choose_qparams(min, max, form.format.base, settings.weight_scheme, options)
             .map_err(|e| format!("channel {channel}: {e}"))?;
         params.push(p);
     }
@@ -147,8 +147,8 @@ fn encode(
     for p in &mut params {
         p.scale = qdq::stored_scale(p.scale, float);
     }
-    let codes =
-        quantize_per_channel(&data, layout, &params, form.base).map_err(|e| e.to_string())?;
+    let codes = quantize_per_channel(&data, layout, &params, form.format.base)
+        .map_err(|e| e.to_string())?;
     Ok(Coded {
         value,
         readers,
@@ -197,9 +197,13 @@ fn insert(model: &mut Model, names: &mut Names, form: &WeightPlan, coded: Coded)
         let v = model.value(coded.value);
         (v.graph, v.name.clone())
     };
-    let tensor = Tensor::from_raw(qdq::storage_type(form.base), &coded.dims, coded.codes);
+    let tensor = Tensor::from_raw(
+        qdq::storage_type(form.format.base),
+        &coded.dims,
+        coded.codes,
+    );
     let codes = model.add_initializer(graph, &names.fresh(&format!("{stem}_quantized")), tensor);
-    let formats = (form.base, coded.float);
+    let formats = (form.format.base, coded.float);
     let per_axis = form.axis.is_some();
     let (scale, zero) =
         qdq::add_parameters(model, names, graph, &stem, &coded.params, per_axis, formats);

@@ -39,11 +39,11 @@ impl Default for QuantSettings {
     fn default() -> Self {
         Self {
             weights: Some(Format {
-                base: Base::Int8,
+                base: Base::INT8,
                 granularity: Some(Granularity::Channel),
             }),
             activations: Some(Format {
-                base: Base::Uint8,
+                base: Base::UINT8,
                 granularity: Some(Granularity::Tensor),
             }),
             weight_scheme: Scheme::Symmetric,

@@ -118,13 +118,13 @@ fn describe(pass: &str, cx: &PassContext) -> String {
         );
     }
     for (key, a) in &plan.activations {
-        let _ = writeln!(out, "activation {key}: {:?} {:?}", a.base, a.readers);
+        let _ = writeln!(out, "activation {key}: {} {:?}", a.format, a.readers);
     }
     for w in &plan.weights {
         let _ = writeln!(
             out,
-            "weight {}: {:?} axis {:?} {:?}",
-            w.key, w.base, w.axis, w.readers
+            "weight {}: {} axis {:?} {:?}",
+            w.key, w.format, w.axis, w.readers
         );
     }
     out

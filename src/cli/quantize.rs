@@ -113,7 +113,7 @@ struct ActivationFormat(Option<Format>);
 /// The formats that are offered for now.
 fn offered(format: Format) -> Result<Format, String> {
     match format.base {
-        Base::Int8 | Base::Uint8 => Ok(format),
+        Base::INT8 | Base::UINT8 => Ok(format),
         _ => Err(format!("`{format}` is not offered yet: use int8 or uint8")),
     }
 }

@@ -41,6 +41,10 @@ fn values(layout: Layout, seed: u32) -> Vec<f32> {
         .collect()
 }
 
+fn integers() -> Vec<Base> {
+    Base::all().into_iter().filter(|b| b.is_integer()).collect()
+}
+
 fn channel_of(layout: Layout, at: usize) -> usize {
     at / layout.inner % layout.channels
 }
@@ -49,10 +53,10 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
     #[test]
     fn ranges_and_codes_equal_the_single_value_loop(
-        layout in layouts(), seed: u32, format in 0..Base::all().len(), symmetric: bool,
+        layout in layouts(), seed: u32, format in 0..integers().len(), symmetric: bool,
     ) {
         let data = values(layout, seed);
-        let base = Base::all()[format].base;
+        let base = integers()[format];
         let scheme = if symmetric { Scheme::Symmetric } else { Scheme::Asymmetric };
 
         let mut expected = vec![(f32::INFINITY, f32::NEG_INFINITY); layout.channels];
@@ -103,11 +107,11 @@ fn one_thread_and_many_agree() {
         let params: Vec<QParams> = ranges
             .iter()
             .map(|r| {
-                choose_qparams(r.0, r.1, Base::Int8, Scheme::Symmetric, QOptions::default())
+                choose_qparams(r.0, r.1, Base::INT8, Scheme::Symmetric, QOptions::default())
                     .unwrap()
             })
             .collect();
-        quantize_per_channel(&data, layout, &params, Base::Int8).unwrap()
+        quantize_per_channel(&data, layout, &params, Base::INT8).unwrap()
     };
     let with = |threads| {
         rayon::ThreadPoolBuilder::new()
@@ -173,7 +177,7 @@ fn misfits_are_errors() {
         Err(LayoutError::Length { found: 3, .. })
     ));
     assert!(matches!(
-        quantize_per_channel(&[0.0; 4], layout, &[], Base::Int8),
+        quantize_per_channel(&[0.0; 4], layout, &[], Base::INT8),
         Err(LayoutError::Params {
             found: 0,
             channels: 2

@@ -33,9 +33,9 @@ fn normal(len: usize) -> Vec<f32> {
 }
 
 const TARGETS: [(Base, Scheme); 3] = [
-    (Base::Int8, Scheme::Symmetric),
-    (Base::Uint8, Scheme::Asymmetric),
-    (Base::Uint8, Scheme::Symmetric),
+    (Base::INT8, Scheme::Symmetric),
+    (Base::UINT8, Scheme::Asymmetric),
+    (Base::UINT8, Scheme::Symmetric),
 ];
 
 #[test]
@@ -49,7 +49,7 @@ fn an_outlier_is_clipped_and_the_bulk_is_kept() {
         assert!((-7.0..=-4.5).contains(&low), "{base} {scheme}: {low}");
     }
     // Squared errors weigh the outlier more: 10^6 (t/127)²/12 + (50 − t)² is least at 8.11.
-    let (_, high) = mse_range(&histogram, target(Base::Int8, Scheme::Symmetric)).unwrap();
+    let (_, high) = mse_range(&histogram, target(Base::INT8, Scheme::Symmetric)).unwrap();
     assert!((8.0..8.25).contains(&high), "{high}");
 }
 
@@ -79,7 +79,7 @@ fn no_range_of_a_grid_has_a_smaller_error() {
     let grid = |end: f32| (1..=30u8).map(move |step| end * f32::from(step) / 30.0);
     for (base, scheme) in TARGETS
         .into_iter()
-        .chain([(Base::Int4, Scheme::Asymmetric)])
+        .chain([(Base::INT4, Scheme::Asymmetric)])
     {
         let (low, high) = mse_range(&observed(&x), target(base, scheme)).unwrap();
         let found = error(low, high, base, scheme);
@@ -119,7 +119,7 @@ fn few_codes_clip_more() {
     let (low, high) = range_for(
         &histogram,
         Calibrator::Mse,
-        target(Base::Int4, Scheme::Symmetric),
+        target(Base::INT4, Scheme::Symmetric),
     )
     .unwrap();
     assert!(
@@ -134,7 +134,7 @@ fn the_error_equals_that_of_the_values() {
     let histogram = observed(&x);
     for (base, scheme) in TARGETS
         .into_iter()
-        .chain([(Base::Int4, Scheme::Asymmetric)])
+        .chain([(Base::INT4, Scheme::Asymmetric)])
     {
         let p = choose_qparams(-2.0, 2.5, base, scheme, QOptions::default()).unwrap();
         let exact: f64 = x

@@ -50,8 +50,7 @@ pub(super) fn parameters(
             let (min, max) = h.extremes().unwrap_or(range);
             return Err(format!(
                 "activation `{name}` (range {min:.4} to {max:.4}) would keep only {sqnr:.1} dB in {}, less than {:.0}",
-                base.info().name,
-                settings.min_activation_sqnr
+                base, settings.min_activation_sqnr
             ));
         }
     }

@@ -48,7 +48,7 @@ pub fn choose(settings: &mut QuantSettings, given: Given) -> Result<(), String> 
 }
 
 fn names(bases: &[onnx_quant_numerics::format::Base]) -> String {
-    let names: Vec<&str> = bases.iter().map(|b| b.info().name).collect();
+    let names: Vec<String> = bases.iter().map(ToString::to_string).collect();
     names.join(" or ")
 }
 
@@ -138,16 +138,16 @@ mod tests {
     #[test]
     fn a_target_gives_its_own_defaults() {
         let s = settled(|s, _| s.target = TargetName::TensorRt).unwrap();
-        assert_eq!(s.activations.unwrap().base, Base::Int8);
+        assert_eq!(s.activations.unwrap().base, Base::INT8);
         assert_eq!(s.activation_scheme, Scheme::Symmetric);
         let s = settled(|s, _| s.isa = Some(Isa::Arm)).unwrap();
-        assert_eq!(s.activations.unwrap().base, Base::Int8);
+        assert_eq!(s.activations.unwrap().base, Base::INT8);
         assert_eq!(s.activation_scheme, Scheme::Asymmetric);
         let s = settled(|s, _| s.isa = Some(Isa::Avx2)).unwrap();
         assert!(s.reduce_weights() && !s.reduce_range);
         let s = settled(|s, _| s.isa = Some(Isa::Vnni)).unwrap();
         assert!(!s.reduce_weights());
-        assert_eq!(s.activations.unwrap().base, Base::Uint8);
+        assert_eq!(s.activations.unwrap().base, Base::UINT8);
     }
 
     #[test]

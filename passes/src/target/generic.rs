@@ -10,8 +10,8 @@ pub const TARGET: Target = Target {
     word: "generic",
     title: "a runtime of the standard",
     pairs: Pairs::Around,
-    activations: &[Base::Uint8, Base::Int8],
-    weights: &[Base::Int8, Base::Uint8],
+    activations: &[Base::UINT8, Base::INT8],
+    weights: &[Base::INT8, Base::UINT8],
     activation_scheme: None,
     weight_scheme: None,
     ops: &[

@@ -12,8 +12,8 @@ pub const TARGET: Target = Target {
     word: "openvino",
     title: "OpenVINO",
     pairs: Pairs::Inputs,
-    activations: &[Base::Uint8, Base::Int8],
-    weights: &[Base::Int8],
+    activations: &[Base::UINT8, Base::INT8],
+    weights: &[Base::INT8],
     activation_scheme: None,
     weight_scheme: Some(Scheme::Symmetric),
     ops: &[

@@ -12,8 +12,8 @@ pub const TARGET: Target = Target {
     word: "tensorrt",
     title: "TensorRT",
     pairs: Pairs::Inputs,
-    activations: &[Base::Int8],
-    weights: &[Base::Int8],
+    activations: &[Base::INT8],
+    weights: &[Base::INT8],
     activation_scheme: Some(Scheme::Symmetric),
     weight_scheme: Some(Scheme::Symmetric),
     ops: &[
