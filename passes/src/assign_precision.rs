@@ -27,15 +27,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use onnx_quant_ir::pass::{Changed, Pass, PassContext, PassError, PassInfo};
 use onnx_quant_ir::{DataType, Model, NodeId, ValueId};
 use onnx_quant_numerics::affine::QParams;
-use onnx_quant_numerics::format::{Format, Granularity};
+use onnx_quant_numerics::format::{Base, Format, Granularity};
 use rayon::prelude::*;
 
 use crate::calibration::Calibration;
+use crate::layers::LayerChoices;
 use crate::ops;
 use crate::plan::{ActivationPlan, BlockAxis, NodePlan, Precision, PrecisionPlan, WeightPlan};
 use crate::settings::{QuantSettings, Selector};
 
 mod bearing;
+mod formats;
 mod groups;
 mod guess;
 mod placement;
@@ -67,13 +69,21 @@ impl Pass for AssignPrecision {
     }
 }
 
-/// The keys of the values whose statistics the settings need, in a fixed order.
+/// The keys of the values whose statistics the settings need, in a fixed order: those that would be quantized, but for
+/// the ones whose range is given.
 ///
 /// # Errors
-/// A selection that names nothing.
+/// A selection or a rule that names nothing.
 pub fn wanted_statistics(model: &Model, settings: &QuantSettings) -> Result<Vec<String>, String> {
     let plan = assign(model, settings, None)?;
-    Ok(plan.activations.into_keys().collect())
+    let choices = LayerChoices::new(settings, model)?;
+    let values = model.all_values().into_iter();
+    let pinned: BTreeSet<String> = values
+        .filter(|&v| choices.pinned(v).is_some())
+        .map(|v| model.value_key(v))
+        .collect();
+    let unknown = |key: &String| !pinned.contains(key);
+    Ok(plan.activations.into_keys().filter(unknown).collect())
 }
 
 fn assign(
@@ -82,13 +92,18 @@ fn assign(
     calibration: Option<&Calibration>,
 ) -> Result<PrecisionPlan, String> {
     let selector = Selector::new(&settings.selection, model).map_err(|e| e.to_string())?;
+    let choices = LayerChoices::new(settings, model)?;
     takes_activations(settings)?;
-    let mut placement = Placement::new(model, settings, &selector);
+    let mut placement = Placement::new(model, settings, &selector, &choices);
     let mut found = BTreeMap::new();
     let mut quantized = placement.settle();
     let mut params = BTreeMap::new();
+    let nothing = Calibration::default();
+    let pins =
+        !settings.ranges.is_empty() || settings.layers.iter().any(|r| r.input_range.is_some());
+    let calibration = calibration.or(pins.then_some(&nothing));
     while let Some(calibration) = calibration {
-        let given = (settings, &selector, calibration);
+        let given = (settings, &choices, calibration);
         while !bear(model, given, &mut placement, &quantized, &mut found) {
             quantized = placement.settle();
         }
@@ -96,8 +111,10 @@ fn assign(
             .iter()
             .filter_map(|(&v, (_, p))| Some((v, *p.as_ref().ok()?)));
         params = good.collect();
+        let formats = formats::activation_formats(model, &placement, &quantized);
         let floats = float_types(model, &placement);
-        match groups::unify(&placement, &quantized, calibration, &floats, &mut params) {
+        let types = (&formats, &floats);
+        match groups::unify(&placement, &quantized, calibration, types, &mut params) {
             Ok(()) => break,
             Err((nodes, reason)) => {
                 for node in nodes {
@@ -108,14 +125,15 @@ fn assign(
         }
     }
     let floats = float_types(model, &placement);
+    let formats = formats::activation_formats(model, &placement, &quantized);
     Ok(PrecisionPlan {
         nodes: model
             .all_nodes()
             .into_iter()
             .map(|n| node_plan(model, &placement, &quantized, n))
             .collect(),
-        activations: activation_plans(model, settings, &quantized, &params, &floats),
-        weights: weight_plans(model, settings, &placement),
+        activations: activation_plans(model, &quantized, &formats, &params, &floats),
+        weights: weight_plans(model, &choices, &placement),
     })
 }
 
@@ -130,37 +148,44 @@ fn takes_activations(settings: &QuantSettings) -> Result<(), String> {
     }
 }
 
-/// By value: the type that it was looked at in, and its parameters or the reason why it has none.
-type Found = BTreeMap<ValueId, (DataType, Result<QParams, String>)>;
+/// By value: the formats that it was looked at in, and its parameters or the reason why it has none.
+type Found = BTreeMap<ValueId, ((Base, DataType), Result<QParams, String>)>;
 
 /// Finds the parameters of every quantized value; those in `found` are not looked for again. `false` where a value
 /// does not bear its format: operators were taken out.
 fn bear(
     model: &Model,
-    (settings, selector, calibration): (&QuantSettings, &Selector, &Calibration),
+    (settings, choices, calibration): (&QuantSettings, &LayerChoices, &Calibration),
     placement: &mut Placement<'_>,
     quantized: &Quantized,
     found: &mut Found,
 ) -> bool {
-    let Some(format) = settings.activations else {
-        return true;
-    };
+    let formats = formats::activation_formats(model, placement, quantized);
     let floats = float_types(model, placement);
     let float_of = |value: &ValueId| floats.get(value).copied().unwrap_or(DataType::Float);
-    let values: Vec<(ValueId, DataType)> = quantized.keys().map(|v| (*v, float_of(v))).collect();
-    let missing: Vec<(ValueId, DataType)> = values
+    let values: Vec<(ValueId, (Base, DataType))> = quantized
+        .keys()
+        .filter_map(|v| Some((*v, (formats.get(v)?.base, float_of(v)))))
+        .collect();
+    let missing: Vec<(ValueId, (Base, DataType))> = values
         .iter()
-        .filter(|(v, float)| found.get(v).is_none_or(|(was, _)| was != float))
+        .filter(|(v, wanted)| found.get(v).is_none_or(|(was, _)| was != wanted))
         .copied()
         .collect();
-    found.par_extend(missing.into_par_iter().map(|(value, float)| {
-        let force = model
-            .consumers(value)
-            .iter()
-            .any(|(n, _)| selector.included(model, *n));
-        let formats = (format.base, float);
-        let params = bearing::parameters(model, value, formats, settings, calibration, force);
-        (value, (float, params))
+    let placed = &*placement;
+    found.par_extend(missing.into_par_iter().map(|(value, formats)| {
+        let consumers = model.consumers(value);
+        let force = consumers.iter().any(|(n, _)| placed.forced(*n));
+        let pinned = choices.pinned(value);
+        let params = bearing::parameters(
+            model,
+            value,
+            formats,
+            settings,
+            (calibration, pinned),
+            force || pinned.is_some(),
+        );
+        (value, (formats, params))
     }));
     let mut all_bear = true;
     for (value, _) in values {
@@ -201,17 +226,15 @@ fn float_types(model: &Model, placement: &Placement<'_>) -> BTreeMap<ValueId, Da
 
 fn activation_plans(
     model: &Model,
-    settings: &QuantSettings,
     quantized: &Quantized,
+    formats: &BTreeMap<ValueId, Format>,
     params: &BTreeMap<ValueId, QParams>,
     floats: &BTreeMap<ValueId, DataType>,
 ) -> BTreeMap<String, ActivationPlan> {
-    let Some(format) = settings.activations else {
-        return BTreeMap::new();
-    };
     quantized
         .iter()
-        .map(|(&value, readers)| {
+        .filter_map(|(&value, readers)| {
+            let format = *formats.get(&value)?;
             let plan = ActivationPlan {
                 format,
                 params: params.get(&value).copied(),
@@ -220,24 +243,25 @@ fn activation_plans(
                     .as_ref()
                     .map(|r| r.iter().map(|&n| model.node_key(n)).collect()),
             };
-            (model.value_key(value), plan)
+            Some((model.value_key(value), plan))
         })
         .collect()
 }
 
 fn weight_plans(
     model: &Model,
-    settings: &QuantSettings,
+    choices: &LayerChoices,
     placement: &Placement<'_>,
 ) -> Vec<WeightPlan> {
-    let Some(format) = settings.weights else {
-        return Vec::new();
-    };
     let mut plans: Vec<WeightPlan> = Vec::new();
     for node in model.all_nodes() {
         if !matches!(placement.modes[&node], Mode::Integer | Mode::WeightOnly(_)) {
             continue;
         }
+        let choice = choices.of(node);
+        let Some(format) = choice.weights else {
+            continue;
+        };
         for (slot, axis, blocks, gathered) in weight_slots(model, placement, node) {
             let Some(value) = model.input(node, slot) else {
                 continue;

@@ -13,6 +13,7 @@ pub mod fuse_gemm;
 pub mod infer;
 pub mod inline_functions;
 pub mod insert_qdq;
+pub mod layers;
 pub mod lift_constants;
 pub mod lower_qdq;
 pub mod merge_constants;

@@ -4,6 +4,7 @@ use onnx_quant_ir::{Model, NodeId};
 use onnx_quant_numerics::format::{Base, Format, Granularity, Scheme};
 use onnx_quant_numerics::observer::Calibrator;
 
+use crate::layers::{LayerRule, Pinned};
 use crate::target::{Isa, TargetName};
 
 /// The choices of one quantization.
@@ -25,6 +26,10 @@ pub struct QuantSettings {
     pub min_activation_sqnr: f64,
     /// Which nodes.
     pub selection: Selection,
+    /// What holds for single layers; the last rule that names a node wins.
+    pub layers: Vec<LayerRule>,
+    /// Ranges or parameters of activations that are fixed, by value key (graph path and name).
+    pub ranges: std::collections::BTreeMap<String, Pinned>,
     /// The runtime that the model is made for.
     pub target: TargetName,
     /// The instructions that its kernels will use, where they are known.
@@ -52,6 +57,8 @@ impl Default for QuantSettings {
             calibrator: Calibrator::Mse,
             min_activation_sqnr: 26.0,
             selection: Selection::default(),
+            layers: Vec::new(),
+            ranges: std::collections::BTreeMap::new(),
             target: TargetName::Ort,
             isa: None,
             qoperator: false,
@@ -64,12 +71,6 @@ impl QuantSettings {
     /// Whether weights leave out one bit: asked for, or because the kernels saturate.
     pub fn reduce_weights(&self) -> bool {
         self.reduce_range || self.isa == Some(Isa::Avx2)
-    }
-
-    /// Whether weights get a scale for each output channel (the default) or one for the tensor.
-    pub fn per_channel(&self) -> bool {
-        self.weights
-            .is_some_and(|f| f.granularity != Some(Granularity::Tensor))
     }
 }
 
@@ -89,7 +90,7 @@ pub enum SelectionError {
     #[error("{option} `{pattern}` is not a valid pattern: {reason}")]
     Pattern {
         /// The option it was given with.
-        option: &'static str,
+        option: String,
         /// The pattern.
         pattern: String,
         /// What is wrong.
@@ -99,7 +100,7 @@ pub enum SelectionError {
     #[error("{option} `{pattern}` names no node and no operator type of the model{suggestion}")]
     NoMatch {
         /// The option it was given with.
-        option: &'static str,
+        option: String,
         /// The pattern.
         pattern: String,
         /// A near name, ready to be printed.
@@ -132,7 +133,7 @@ impl Selector {
             for (pattern, glob) in list {
                 if !nodes.iter().any(|&n| matches(pattern, glob, model, n)) {
                     return Err(SelectionError::NoMatch {
-                        option,
+                        option: option.to_owned(),
                         pattern: pattern.clone(),
                         suggestion: suggest(pattern, model),
                     });
@@ -160,8 +161,8 @@ impl Selector {
     }
 }
 
-fn compile(
-    option: &'static str,
+pub(crate) fn compile(
+    option: &str,
     patterns: &[String],
 ) -> Result<Vec<(String, globset::GlobMatcher)>, SelectionError> {
     patterns
@@ -170,7 +171,7 @@ fn compile(
             globset::Glob::new(p)
                 .map(|g| (p.clone(), g.compile_matcher()))
                 .map_err(|e| SelectionError::Pattern {
-                    option,
+                    option: option.to_owned(),
                     pattern: p.clone(),
                     reason: e.kind().to_string(),
                 })
@@ -178,12 +179,17 @@ fn compile(
         .collect()
 }
 
-fn matches(pattern: &str, glob: &globset::GlobMatcher, model: &Model, node: NodeId) -> bool {
+pub(crate) fn matches(
+    pattern: &str,
+    glob: &globset::GlobMatcher,
+    model: &Model,
+    node: NodeId,
+) -> bool {
     let key = model.node_key(node);
     model.node(node).op_type() == pattern || key == pattern || glob.is_match(&key)
 }
 
-fn suggest(pattern: &str, model: &Model) -> String {
+pub(crate) fn suggest(pattern: &str, model: &Model) -> String {
     let nodes = model.all_nodes();
     let names = nodes
         .iter()

@@ -10,6 +10,8 @@
 //! // verify: no                          the input breaks rules of the verifier on purpose
 //! // repeat: changes                     a second run may change the model again
 //! // settings: weights=none, exclude=fc  what the user asks (defaults otherwise); see `settings`
+//! // layer: PATTERN=int8/none           rules for layers: weights / activations; `-` for no word, `!` at the end insists
+//! // pinned: NAME=-1..2                  ranges that are given; `settings` apply to the others
 //! // range: NAME=-1..2                   the values that calibration saw; every other activation saw -1..1
 //! ```
 //!
@@ -27,6 +29,7 @@ use onnx_quant_ir::Model;
 use onnx_quant_ir::pass::PassContext;
 use onnx_quant_numerics::histogram::Histogram;
 use onnx_quant_passes::calibration::Calibration;
+use onnx_quant_passes::layers::{LayerRule, Pinned};
 use onnx_quant_passes::plan::PrecisionPlan;
 use onnx_quant_passes::settings::QuantSettings;
 use onnx_quant_passes::target::{Given, choose};
@@ -59,6 +62,25 @@ fn settings(case: &Case) -> QuantSettings {
             other => panic!("there is no setting `{other}`"),
         }
     }
+    for (pattern, formats) in case.pairs("layer") {
+        let (formats, force) = match formats.strip_suffix('!') {
+            Some(rest) => (rest, true),
+            None => (formats, false),
+        };
+        let (weights, activations) = formats.split_once('/').unwrap();
+        let choice = |text: &str| (text != "-").then(|| text.parse().unwrap());
+        s.layers.push(LayerRule {
+            pattern: pattern.to_owned(),
+            weights: choice(weights),
+            activations: choice(activations),
+            force,
+            ..LayerRule::default()
+        });
+    }
+    for (name, range) in case.pairs("pinned") {
+        let (low, high) = bounds(range);
+        s.ranges.insert(name.to_owned(), Pinned::Range(low, high));
+    }
     // What a case says is asked for; the rest is the target's choice.
     let asked = |name: &str| case.pairs("settings").iter().any(|(key, _)| *key == name);
     let given = Given {
@@ -69,6 +91,12 @@ fn settings(case: &Case) -> QuantSettings {
     };
     choose(&mut s, given).unwrap();
     s
+}
+
+/// Reads `-1..2`.
+fn bounds(range: &str) -> (f32, f32) {
+    let (low, high) = range.split_once("..").unwrap();
+    (low.parse().unwrap(), high.parse().unwrap())
 }
 
 /// Values spread evenly over the range of each activation.
@@ -84,10 +112,7 @@ fn calibration(case: &Case, model: &Model) -> Calibration {
         let key = model.value_key(v);
         let ranges = case.pairs("range");
         let own = ranges.iter().find(|(name, _)| *name == key);
-        let (low, high): (f32, f32) = own.map_or((-1.0, 1.0), |(_, range)| {
-            let (low, high) = range.split_once("..").unwrap();
-            (low.parse().unwrap(), high.parse().unwrap())
-        });
+        let (low, high) = own.map_or((-1.0, 1.0), |(_, range)| bounds(range));
         let data: Vec<f32> = (0..=1000u16)
             .map(|i| low + (high - low) * f32::from(i) / 1000.0)
             .collect();

@@ -7,6 +7,7 @@ use onnx_quant_numerics::histogram::Histogram;
 use onnx_quant_numerics::observer::{self, Target};
 
 use crate::calibration::Calibration;
+use crate::layers::Pinned;
 use crate::ops;
 use crate::qdq;
 use crate::settings::QuantSettings;
@@ -20,7 +21,7 @@ pub(super) fn parameters(
     value: ValueId,
     (base, float): (Base, DataType),
     settings: &QuantSettings,
-    calibration: &Calibration,
+    (calibration, pinned): (&Calibration, Option<Pinned>),
     force: bool,
 ) -> Result<QParams, String> {
     let name = &model.value(value).name;
@@ -35,7 +36,12 @@ pub(super) fn parameters(
         options,
     };
     let given = calibration.ranges.get(&model.value_key(value)).copied();
-    let range = match (given.or_else(|| ops::known_range(model, value)), histogram) {
+    let known = match pinned {
+        Some(Pinned::Params(params)) => return Ok(params),
+        Some(Pinned::Range(min, max)) => Some((min, max)),
+        None => given.or_else(|| ops::known_range(model, value)),
+    };
+    let range = match (known, histogram) {
         (Some(range), _) => range,
         (None, Some(h)) => observer::range_for(h, settings.calibrator, target)
             .map_err(|e| format!("activation `{name}`: {e}"))?,

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use onnx_quant_ir::{DataType, NodeId, ValueId};
 use onnx_quant_numerics::affine::{QOptions, QParams, choose_qparams};
+use onnx_quant_numerics::format::{Base, Format};
 
 use super::bearing;
 use super::placement::{Mode, Placement, Quantized};
@@ -25,14 +26,25 @@ pub(super) fn unify(
     placement: &Placement<'_>,
     quantized: &Quantized,
     calibration: &Calibration,
-    floats: &BTreeMap<ValueId, DataType>,
+    (formats, floats): (&BTreeMap<ValueId, Format>, &BTreeMap<ValueId, DataType>),
     params: &mut BTreeMap<ValueId, QParams>,
 ) -> Result<(), (Vec<NodeId>, String)> {
     let settings = placement.settings;
-    let Some(format) = settings.activations else {
-        return Ok(());
-    };
     for group in groups(placement, quantized) {
+        let bases: BTreeSet<Base> = group
+            .values
+            .iter()
+            .filter_map(|v| formats.get(v).map(|f| f.base))
+            .collect();
+        let base = match bases.iter().collect::<Vec<_>>()[..] {
+            [base] => *base,
+            [] => continue,
+            _ => {
+                let reason =
+                    "its inputs and output would share one scale, but have different formats";
+                return Err((group.nodes, reason.to_owned()));
+            }
+        };
         let ranges: Vec<(f32, f32)> = group
             .values
             .iter()
@@ -45,7 +57,7 @@ pub(super) fn unify(
             reduce_range: settings.reduce_range,
         };
         let scheme = settings.activation_scheme;
-        let mut shared = choose_qparams(low, high, format.base, scheme, options)
+        let mut shared = choose_qparams(low, high, base, scheme, options)
             .map_err(|e| (group.nodes.clone(), e.to_string()))?;
         for v in &group.values {
             let float = floats.get(v).copied().unwrap_or(DataType::Float);
@@ -53,10 +65,7 @@ pub(super) fn unify(
         }
         for &v in &group.values {
             let model = placement.model;
-            let forced = group
-                .nodes
-                .iter()
-                .any(|&n| placement.selector.included(model, n));
+            let forced = group.nodes.iter().any(|&n| placement.forced(n));
             let seen = calibration
                 .values
                 .get(&model.value_key(v))

@@ -14,6 +14,14 @@ impl Placement<'_> {
         if let Some(reason) = self.selector.excluded_by(self.model, node) {
             return Mode::Float(reason);
         }
+        let choice = self.choices.of(node);
+        let layer = matches!(ops::linear(self.model, node), Some(Ok(_)))
+            || ops::embedding(self.model, node).is_some()
+            || !ops::recurrent(self.model, node).is_empty();
+        if layer && choice.weights.is_none() {
+            let reason = choice.weights_reason.as_deref();
+            return Mode::Float(reason.unwrap_or("weights stay in float").to_owned());
+        }
         let guess = match ops::linear(self.model, node) {
             Some(Err(_)) if self.takes_product(node) => self.product(node),
             Some(Err(reason)) => Mode::Float(reason),
@@ -41,12 +49,11 @@ impl Placement<'_> {
         self.linears.insert(node, linear);
         let why = match (linear.kernel, kernel) {
             _ if self.inner(node) => "stands inside a subgraph, which calibration does not reach",
-            _ if !self.activations(node) => "only weights are quantized",
+            _ if !self.activations(node) => self.no_activations(node),
             (_, Some(why)) | (Kernel::None(why), _) => why,
-            _ if self.mixed_signs() => {
+            _ if self.mixed_signs(node) => {
                 "no kernel takes int8 activations with uint8 weights: ask for int8 weights"
             }
-            _ if self.settings.weights.is_none() => "weights stay in float",
             _ => return Mode::Integer,
         };
         Mode::WeightOnly(why.to_owned())
@@ -57,7 +64,7 @@ impl Placement<'_> {
         match self.left_out(node, 1) {
             Some(reason) => Mode::Float(reason),
             None if self.activations(node) => Mode::Inputs(vec![0, 1]),
-            None => Mode::Float("only weights are quantized".to_owned()),
+            None => Mode::Float(self.no_activations(node).to_owned()),
         }
     }
 
@@ -68,8 +75,7 @@ impl Placement<'_> {
     fn other(&self, node: NodeId) -> Mode {
         let op = self.model.node(node).op_type();
         let standard = self.model.node(node).domain().is_empty();
-        let weights = self.settings.weights.is_some();
-        if ops::embedding(self.model, node).is_some() && weights {
+        if ops::embedding(self.model, node).is_some() {
             return match self.left_out(node, 0) {
                 Some(reason) => Mode::Float(reason),
                 None => {
@@ -77,14 +83,15 @@ impl Placement<'_> {
                 }
             };
         }
-        if !ops::recurrent(self.model, node).is_empty() && weights {
+        if !ops::recurrent(self.model, node).is_empty() {
             return match self.left_out(node, 1) {
                 Some(reason) => Mode::Float(reason),
                 None => Mode::WeightOnly(format!("{op} has no integer kernel in Q/DQ form")),
             };
         }
         if !self.activations(node) || !standard {
-            return Mode::Float(self.default_reason(node));
+            let reason = self.choices.of(node).activations_reason.clone();
+            return Mode::Float(reason.unwrap_or_else(|| self.default_reason(node)));
         }
         match self.target.role(op) {
             Some(Role::Supporting | Role::OneScale) if self.data_is_computed(node) => {
@@ -120,7 +127,7 @@ impl Placement<'_> {
         if dtype == Some(DataType::Float16) && !self.target.half {
             return Some(format!("{} takes no scales in FP16", self.target.title));
         }
-        if self.selector.included(self.model, node) {
+        if self.forced(node) {
             return None;
         }
         let mut limits = self.target.limits.iter();
@@ -128,8 +135,14 @@ impl Placement<'_> {
     }
 
     /// Whether activations around the node may be quantized.
-    pub(super) fn activations(&self, node: NodeId) -> bool {
-        self.settings.activations.is_some() && !self.inner(node)
+    fn activations(&self, node: NodeId) -> bool {
+        self.choices.of(node).activations.is_some() && !self.inner(node)
+    }
+
+    /// Why activations around the node stay in float.
+    fn no_activations(&self, node: NodeId) -> &str {
+        let reason = self.choices.of(node).activations_reason.as_deref();
+        reason.unwrap_or("only weights are quantized")
     }
 
     fn inner(&self, node: NodeId) -> bool {
@@ -137,12 +150,10 @@ impl Placement<'_> {
     }
 
     /// Whether activations are signed and weights are not.
-    fn mixed_signs(&self) -> bool {
+    fn mixed_signs(&self, node: NodeId) -> bool {
         let signed = |f: Option<Format>| f.map(|f| f.base.info().signed);
-        (
-            signed(self.settings.activations),
-            signed(self.settings.weights),
-        ) == (Some(true), Some(false))
+        let choice = self.choices.of(node);
+        (signed(choice.activations), signed(choice.weights)) == (Some(true), Some(false))
     }
 
     fn data_is_computed(&self, node: NodeId) -> bool {

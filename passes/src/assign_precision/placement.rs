@@ -7,9 +7,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use onnx_quant_ir::{Model, NodeId, ValueId};
-use onnx_quant_numerics::format::Scheme;
+use onnx_quant_numerics::format::{Format, Scheme};
 
 use crate::infer::{Facts, infer_declared};
+use crate::layers::LayerChoices;
 use crate::ops::{self, Linear};
 use crate::settings::{QuantSettings, Selector};
 use crate::target::{Clamps, Pairs, Role, Target};
@@ -41,6 +42,7 @@ pub(super) struct Placement<'a> {
     pub(super) model: &'a Model,
     pub(super) settings: &'a QuantSettings,
     pub(super) selector: &'a Selector,
+    pub(super) choices: &'a LayerChoices,
     pub(super) target: &'static Target,
     /// What is known of shapes; empty where no rule of the target asks for them.
     pub(super) facts: Facts,
@@ -54,6 +56,7 @@ impl<'a> Placement<'a> {
         model: &'a Model,
         settings: &'a QuantSettings,
         selector: &'a Selector,
+        choices: &'a LayerChoices,
     ) -> Self {
         let target = settings.target.rules();
         let facts = if target.limits.is_empty() {
@@ -65,6 +68,7 @@ impl<'a> Placement<'a> {
             model,
             settings,
             selector,
+            choices,
             target,
             facts,
             modes: BTreeMap::new(),
@@ -76,6 +80,16 @@ impl<'a> Placement<'a> {
             placement.modes.insert(node, mode);
         }
         placement
+    }
+
+    /// Whether the node is named by an `--include`, or by a rule that insists.
+    pub(super) fn forced(&self, node: NodeId) -> bool {
+        self.selector.included(self.model, node) || self.choices.of(node).force
+    }
+
+    /// The format that the node wants for what it reads.
+    pub(super) fn wanted_format(&self, node: NodeId) -> Option<Format> {
+        self.choices.of(node).activations
     }
 
     /// Whether the operator moves values in a way that the target lets codes pass through.
@@ -123,7 +137,7 @@ impl<'a> Placement<'a> {
         available: &BTreeSet<ValueId>,
         wanted: &BTreeSet<ValueId>,
     ) -> Option<String> {
-        if self.selector.included(self.model, node) {
+        if self.forced(node) {
             return None;
         }
         let reason = match &self.modes[&node] {
@@ -189,7 +203,7 @@ impl<'a> Placement<'a> {
         }
         let mut changed = false;
         for node in around {
-            if self.selector.included(self.model, node) {
+            if self.forced(node) {
                 continue;
             }
             let mode = match &self.modes[&node] {
@@ -206,7 +220,7 @@ impl<'a> Placement<'a> {
     }
 
     /// Whether the node's input slot takes a quantized activation.
-    fn reads(&self, node: NodeId, slot: usize) -> bool {
+    pub(super) fn reads(&self, node: NodeId, slot: usize) -> bool {
         match &self.modes[&node] {
             Mode::Integer => self.linears[&node].activation == slot,
             Mode::Supporting => self.data_slots(node).contains(&slot),
@@ -256,7 +270,7 @@ impl<'a> Placement<'a> {
 
     /// Whether an operator's result is quantized at once because its kernel gives codes; where pairs stand on inputs
     /// only, whether it can give codes.
-    fn gives_codes(&self, node: NodeId) -> bool {
+    pub(super) fn gives_codes(&self, node: NodeId) -> bool {
         let role = self.target.role(self.model.node(node).op_type());
         let inputs_only = self.target.pairs == Pairs::Inputs;
         match self.modes[&node] {
@@ -401,8 +415,7 @@ impl<'a> Placement<'a> {
         wanted: &BTreeSet<ValueId>,
     ) -> bool {
         let signed = self
-            .settings
-            .activations
+            .wanted_format(node)
             .is_some_and(|f| f.base.info().signed);
         let outputs = self.model.outputs(node);
         self.model

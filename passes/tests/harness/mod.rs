@@ -34,7 +34,7 @@ pub type Prepare<'a> = &'a dyn Fn(&Case, &Model, &mut PassContext);
 /// What a pass leaves in the context, as lines of the snapshot.
 pub type Describe<'a> = &'a dyn Fn(&str, &PassContext) -> String;
 
-const KEYS: [&str; 8] = [
+const KEYS: [&str; 10] = [
     "options",
     "before",
     "expect",
@@ -43,6 +43,8 @@ const KEYS: [&str; 8] = [
     "repeat",
     "settings",
     "range",
+    "layer",
+    "pinned",
 ];
 
 impl Case {
