@@ -10,7 +10,7 @@ use std::sync::{Arc, LazyLock};
 
 use divan::Bencher;
 use onnx_quant::calibrate::{BATCH, calibrate};
-use onnx_quant::data::{Batch, DataSet, Signature};
+use onnx_quant::data::{Batch, DataSet, DataSpec, Signature};
 use onnx_quant::engine::TractEngine;
 use onnx_quant::ir::engine::{Engine, Request};
 use onnx_quant::ir::save::{self, ExternalData};
@@ -149,10 +149,10 @@ fn f_quantize_weights(bencher: Bencher<'_, '_>, case: &Case) {
 /// All but the writing of the file.
 #[divan::bench(args = cases(), sample_count = 5)]
 fn g_quantize(bencher: Bencher<'_, '_>, case: &Case) {
-    bench_quantize(bencher, case, Some(case.data.clone()));
+    bench_quantize(bencher, case, Some(case.data.as_path().into()));
 }
 
-fn bench_quantize(bencher: Bencher<'_, '_>, case: &Case, calibration: Option<PathBuf>) {
+fn bench_quantize(bencher: Bencher<'_, '_>, case: &Case, calibration: Option<DataSpec>) {
     let job = Job {
         model: case.model.clone(),
         calibration,

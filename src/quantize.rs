@@ -10,7 +10,7 @@ use onnx_quant_passes::plan::Precision;
 use onnx_quant_passes::settings::QuantSettings;
 
 use crate::check::{CheckReport, Checker};
-use crate::data::{DataSet, Labels, Signature};
+use crate::data::{DataSet, DataSpec, Labels};
 use crate::error::Error;
 use crate::extend::Extensions;
 use crate::metric::Metric;
@@ -24,10 +24,10 @@ pub struct Job {
     /// The float model.
     pub model: PathBuf,
     /// Calibration data; without it only weights are quantized.
-    pub calibration: Option<PathBuf>,
+    pub calibration: Option<DataSpec>,
     /// Evaluation data.
-    pub evaluation: Option<PathBuf>,
-    /// Labels of the evaluation data.
+    pub evaluation: Option<DataSpec>,
+    /// Labels of the evaluation data, where it does not give them itself.
     pub labels: Option<PathBuf>,
     /// The largest drop of the task's metric that is allowed.
     pub max_drop: Option<f64>,
@@ -101,7 +101,7 @@ pub fn quantize(job: &Job, engine: &Arc<dyn Engine>, say: Say<'_>) -> Result<Qua
         "normalize   {} nodes",
         normalized.model().all_nodes().len()
     ));
-    let calibrated = calibrate(job, normalized, engine, say)?;
+    let (calibrated, skipped) = calibrate(job, normalized, engine, say)?;
     let samples = calibrated.calibration().map_or(0, |c| c.samples);
     let planned = calibrated.plan()?;
     let plan = planned.plan();
@@ -114,6 +114,7 @@ pub fn quantize(job: &Job, engine: &Arc<dyn Engine>, say: Say<'_>) -> Result<Qua
     ));
     let rewritten = planned.rewrite()?;
     let mut report = report_of(job, &rewritten, samples)?;
+    report.calibration_skipped = skipped;
     let rewritten = if evaluation.is_some() || job.metric.is_some() {
         let checked = rewritten.check(engine, evaluation.as_ref(), job.metric.as_ref())?;
         let Checked { rewritten, check } = checked;
@@ -146,28 +147,33 @@ pub fn quantize(job: &Job, engine: &Arc<dyn Engine>, say: Say<'_>) -> Result<Qua
     })
 }
 
-/// The statistics of the job, or none where it has no data.
+/// The statistics of the job, or none where it has no data; and how many files of the data were left out.
 fn calibrate(
     job: &Job,
     normalized: Normalized,
     engine: &Arc<dyn Engine>,
     say: Say<'_>,
-) -> Result<Calibrated, Error> {
+) -> Result<(Calibrated, usize), Error> {
     let settings = job.settings.clone();
-    let Some(path) = &job.calibration else {
+    let Some(spec) = &job.calibration else {
         let had = normalized.carried.notes.len();
         let calibrated = normalized.without_data(settings);
         for note in calibrated.carried.notes.iter().skip(had) {
             say(format!("calibrate   {note}"));
         }
-        return Ok(calibrated);
+        return Ok((calibrated, 0));
     };
-    let data = DataSet::open(path, &Signature::of(normalized.model())?)?;
+    let data = spec.open(normalized.model())?;
     let method = settings.calibrator;
     let calibrated = normalized.calibrate(settings, &data, engine)?;
     let samples = calibrated.calibration().map_or(0, |c| c.samples);
-    say(format!("calibrate   {samples} samples, {method}"));
-    Ok(calibrated)
+    let dry = if spec.is_random() {
+        " (RANDOM DATA: a dry run, the ranges say nothing about real data)"
+    } else {
+        ""
+    };
+    say(format!("calibrate   {samples} samples, {method}{dry}"));
+    Ok((calibrated, data.skipped()))
 }
 
 /// The report of a model that was not checked yet.
@@ -180,7 +186,12 @@ fn report_of(job: &Job, rewritten: &Rewritten, samples: usize) -> Result<Report,
         not_written: None,
         settings: settings_report(&rewritten.settings),
         size: report::size(rewritten.float_size(), rewritten.size()?, rewritten.model()),
+        calibration_data: job
+            .calibration
+            .as_ref()
+            .map(|d| d.path.display().to_string()),
         calibration_samples: samples,
+        calibration_skipped: 0,
         nodes: report::node_rows(&plan),
         activations: report::activation_rows(&plan),
         weights: report::weight_rows(&plan),
@@ -199,10 +210,10 @@ pub struct Evaluation {
 
 impl Evaluation {
     fn open(job: &Job, model: &Model) -> Result<Option<Self>, Error> {
-        let Some(path) = &job.evaluation else {
+        let Some(spec) = &job.evaluation else {
             return Ok(None);
         };
-        Self::from_files(model, path, job.labels.as_deref()).map(Some)
+        Self::from_spec(model, spec, job.labels.as_deref()).map(Some)
     }
 
     /// Opens data and labels for a model.
@@ -210,11 +221,16 @@ impl Evaluation {
     /// # Errors
     /// Data that does not fit the model, or labels that do not fit the data.
     pub fn from_files(model: &Model, data: &Path, labels: Option<&Path>) -> Result<Self, Error> {
-        let data = DataSet::open(data, &Signature::of(model)?)?;
-        let labels = labels.map(Labels::open).transpose()?;
-        if let Some(l) = &labels {
-            l.check(data.len())?;
-        }
+        Self::from_spec(model, &data.into(), labels)
+    }
+
+    /// Opens the data of a description, and its labels: those of a file, or those that the data itself gives.
+    ///
+    /// # Errors
+    /// Data that does not fit the model, or labels that do not fit the data.
+    pub fn from_spec(model: &Model, data: &DataSpec, labels: Option<&Path>) -> Result<Self, Error> {
+        let data = data.open(model)?;
+        let labels = Labels::of(labels, &data)?;
         Ok(Self { data, labels })
     }
 

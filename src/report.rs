@@ -23,8 +23,12 @@ pub struct Report {
     pub settings: SettingsReport,
     /// Sizes before and after.
     pub size: SizeReport,
+    /// The calibration data: a path, or `random:N` for a dry run; absent where there was none.
+    pub calibration_data: Option<String>,
     /// Samples that were run for calibration.
     pub calibration_samples: usize,
+    /// Files of the calibration data that were left out because they cannot be read.
+    pub calibration_skipped: usize,
     /// What became of every node.
     pub nodes: Vec<NodeReport>,
     /// Every quantized activation.

@@ -6,6 +6,7 @@ use onnx_quant::quantize::Evaluation;
 use onnx_quant::stages::compare;
 use serde::Serialize;
 
+use super::data_args::DataArgs;
 use super::metric::MetricArgs;
 use super::{Global, Outcome, engine, output};
 
@@ -23,9 +24,11 @@ pub(crate) struct Args {
     /// Evaluation data
     #[arg(long, value_name = "DATA", required_unless_present = "metric_command")]
     eval: Option<PathBuf>,
-    /// Labels of the evaluation data (.npy): classes [N], or target ids [N, T]
+    /// Labels of the evaluation data: .npy with classes [N] or target ids [N, T], or .csv of file,class for images
     #[arg(long, value_name = "FILE", requires = "eval")]
     labels: Option<PathBuf>,
+    #[command(flatten)]
+    data: DataArgs,
     #[command(flatten)]
     metric: MetricArgs,
     /// The largest drop that is allowed, `1%` or `0.01`: exit code 1 beyond
@@ -53,9 +56,9 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
     let candidate = super::load(&args.candidate)?;
     let metric = args.metric.metric()?;
     let evaluation = match &args.eval {
-        Some(data) => Some(Evaluation::from_files(
+        Some(data) => Some(Evaluation::from_spec(
             &reference,
-            data,
+            &args.data.spec(data, global),
             args.labels.as_deref(),
         )?),
         None => None,

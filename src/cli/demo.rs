@@ -68,8 +68,8 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
     check_output(&out, &[&at("model.onnx")])?;
     let job = Job {
         model: at("model.onnx"),
-        calibration: Some(at("calib.npz")),
-        evaluation: Some(at("eval.npz")),
+        calibration: Some(at("calib.npz").into()),
+        evaluation: Some(at("eval.npz").into()),
         labels: Some(at("labels.npy")),
         max_drop: Some(MAX_DROP),
         ..Job::default()

@@ -14,6 +14,7 @@ use onnx_quant::ir::Model;
 use onnx_quant::ir::engine::Engine;
 
 mod check;
+mod data_args;
 mod demo;
 mod diff;
 mod inspect;

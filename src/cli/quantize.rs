@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
+use onnx_quant::data::DataSpec;
 use onnx_quant::ir::save::{self, ExternalData};
 use onnx_quant::numerics::format::{Base, Format, Granularity, Scheme};
 use onnx_quant::numerics::observer::Calibrator;
@@ -13,6 +14,7 @@ use onnx_quant::pipeline::Watch;
 use onnx_quant::quantize::{Job, Quantized, quantize};
 use onnx_quant::report;
 
+use super::data_args::DataArgs;
 use super::metric::MetricArgs;
 use super::target::TargetArgs;
 use super::{Global, Outcome, check_output, engine, output};
@@ -25,8 +27,8 @@ use super::{Global, Outcome, check_output, engine, output};
   onnx-quant quantize model.onnx --calib calib.npz --eval eval.npz --labels labels.npy --max-drop 1% -o model.int8.onnx
   onnx-quant quantize model.onnx --calib calib.npz --exclude 'head.*' --exclude Softmax -o model.int8.onnx
 
-Data: .npz with one array for each input (samples on axis 0), .npy for a single input, a folder of either, or ONNX
-test_data_set_* folders. A budget: with labels the drop of top-1 (1% is one point) or the relative rise of perplexity;
+Data: .npz or .safetensors with one array for each input (samples on axis 0), .npy for a single input, a folder of
+these, ONNX test_data_set_* folders, a folder of images or .wav files, a text with --tokenizer, or random:N. A budget: with labels the drop of top-1 (1% is one point) or the relative rise of perplexity;
 without labels the share of samples with another class, for one output of shape [N, classes], else the cosine that the
 output that differs most has lost. If it is exceeded nothing is written and the exit code is 1, unless --force.")]
 pub(crate) struct Args {
@@ -41,7 +43,7 @@ pub(crate) struct Args {
     /// Evaluation data: both models are run on it and compared
     #[arg(long, value_name = "DATA")]
     eval: Option<PathBuf>,
-    /// Labels of the evaluation data (.npy): classes [N], or target ids [N, T]
+    /// Labels of the evaluation data: .npy with classes [N] or target ids [N, T], or .csv of file,class for images
     #[arg(long, value_name = "FILE")]
     labels: Option<PathBuf>,
     /// The largest drop that is allowed, `1%` or `0.01`
@@ -105,6 +107,11 @@ pub(crate) struct Args {
     /// Stop after N passes of each stage
     #[arg(long, value_name = "N", help_heading = "Debugging")]
     pass_limit: Option<usize>,
+    #[command(flatten)]
+    data: DataArgs,
+    /// Use at most N samples of the evaluation data; --samples is for the calibration data
+    #[arg(long, value_name = "N", help_heading = "Data", value_parser = clap::value_parser!(u64).range(1..))]
+    eval_samples: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -151,12 +158,21 @@ pub(crate) fn parse_share(text: &str) -> Result<f64, String> {
 }
 
 impl Args {
-    fn job(&self) -> anyhow::Result<Job> {
+    fn evaluation(&self, global: &Global) -> Option<DataSpec> {
+        let path = self.eval.as_ref()?;
+        let samples = self.eval_samples;
+        Some(DataSpec {
+            samples: samples.map(|n| usize::try_from(n).unwrap_or(usize::MAX)),
+            ..self.data.spec(path, global)
+        })
+    }
+
+    fn job(&self, global: &Global) -> anyhow::Result<Job> {
         let defaults = QuantSettings::default();
         let mut job = Job {
             model: self.model.clone(),
-            calibration: self.calib.clone(),
-            evaluation: self.eval.clone(),
+            calibration: self.calib.as_ref().map(|p| self.data.spec(p, global)),
+            evaluation: self.evaluation(global),
             labels: self.labels.clone(),
             max_drop: self.max_drop,
             settings: QuantSettings {
@@ -218,7 +234,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
             bail!("--report and --output are the same file");
         }
     }
-    let job = args.job()?;
+    let job = args.job(global)?;
     let mut say = |line: String| {
         if !global.json {
             eprintln!("{line}");

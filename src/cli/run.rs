@@ -2,12 +2,11 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context;
-use onnx_quant::data::{DataSet, Signature};
 use onnx_quant::ir::save;
 use onnx_quant::run::{run as run_model, write_npz};
 use serde::Serialize;
 
+use super::data_args::DataArgs;
 use super::{Global, Outcome, check_output, engine, output};
 
 /// The options of `run`.
@@ -26,9 +25,8 @@ pub(crate) struct Args {
     /// Where the outputs go (.npz)
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
-    /// Use the first N samples only
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    limit: Option<u64>,
+    #[command(flatten)]
+    feed: DataArgs,
 }
 
 #[derive(Serialize)]
@@ -50,10 +48,7 @@ struct Row {
 pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
     check_output(&args.output, &[&args.model, &args.data])?;
     let model = super::load(&args.model)?;
-    let mut data = DataSet::open(&args.data, &Signature::of(&model)?)?;
-    if let Some(n) = args.limit {
-        data = data.limit(usize::try_from(n).context("--limit is too large")?);
-    }
+    let data = args.feed.spec(&args.data, global).open(&model)?;
     let outputs = run_model(&model, &engine(), &data)?;
     save::write_atomically(&args.output, |f| write_npz(&outputs, f))?;
     let answer = Answer {

@@ -43,6 +43,23 @@ impl Place {
         })
     }
 
+    /// A part of a file.
+    pub(super) fn part(path: &Arc<Path>, start: u64, size: u64) -> Self {
+        Self {
+            path: Arc::clone(path),
+            start,
+            stored_size: size,
+            deflated: false,
+            crc32: None,
+            size,
+        }
+    }
+
+    /// File and offset of the byte number `skip`, where the bytes lie there as they are.
+    pub(super) fn lies_open(&self, skip: u64) -> Option<(&Path, u64)> {
+        (!self.deflated).then(|| (&*self.path, self.start + skip))
+    }
+
     /// A reader of the bytes from their beginning, which fails at the end where the checksum is wrong.
     pub(super) fn open(&self) -> io::Result<Checked> {
         let mut file = File::open(&self.path)?;

@@ -24,6 +24,8 @@ pub(super) struct Array {
 #[derive(Debug, Clone)]
 enum Store {
     Npy(Place, Head),
+    /// Bytes in ONNX's own order.
+    Raw(Place),
     /// A `TensorProto` in a file.
     Proto,
 }
@@ -56,6 +58,25 @@ impl Array {
             dims: head.dims.clone(),
             store: Store::Npy(place, head),
         })
+    }
+
+    /// An array whose bytes lie in ONNX's own order.
+    pub(super) fn raw(origin: Origin, dtype: DataType, dims: Vec<usize>, place: Place) -> Self {
+        Self {
+            origin,
+            dtype,
+            dims,
+            store: Store::Raw(place),
+        }
+    }
+
+    /// File and offset of the elements, where they lie there row by row as they are.
+    pub(super) fn lies_open(&self) -> Option<(&Path, u64)> {
+        match &self.store {
+            Store::Npy(place, head) if !head.fortran => place.lies_open(head.head_size as u64),
+            Store::Raw(place) => place.lies_open(0),
+            _ => None,
+        }
     }
 
     /// A `TensorProto` file, with the name that stands in it.
@@ -110,6 +131,11 @@ impl Array {
                     Err(e) => return Err(self.damaged(e)),
                 }
             }
+            Store::Raw(place) => Box::new(
+                place
+                    .open()
+                    .map_err(|e| DataError::io(&self.origin.path, e))?,
+            ),
             Store::Npy(place, head) => {
                 let mut reader = place
                     .open()
@@ -142,7 +168,11 @@ impl Array {
     ) -> Result<(), DataError> {
         let start = out.len();
         fill(&mut stream.source, bytes, out, &self.origin)?;
-        let fresh = &mut out[start..];
+        self.finish(&mut out[start..], sample)
+    }
+
+    /// Brings bytes as they lie in the file into ONNX's order and checks the values.
+    pub(super) fn finish(&self, fresh: &mut [u8], sample: usize) -> Result<(), DataError> {
         if matches!(&self.store, Store::Npy(_, head) if head.big_endian) {
             for item in fresh.chunks_exact_mut(item_size(self.dtype)) {
                 item.reverse();
@@ -193,7 +223,7 @@ impl Array {
         tensor.to_f32().map_or(f32::NAN, |v| v[0])
     }
 
-    fn damaged(&self, reason: impl ToString) -> DataError {
+    pub(super) fn damaged(&self, reason: impl ToString) -> DataError {
         DataError::Damaged {
             origin: self.origin.clone(),
             reason: reason.to_string(),

@@ -1,13 +1,17 @@
-//! The pass over the data: which samples make a batch, and reading them.
+//! The pass over the data: a thread reads the batches of the plan ahead of those who use them.
 
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::thread::JoinHandle;
 
 use onnx_quant_ir::Tensor;
 
 use super::array::{Array, Stream};
-use super::dataset::DataSet;
+use super::dataset::{DataSet, Run, Store};
 use super::error::DataError;
+use super::items::{ItemLayout, Items, read_all};
 use super::layout::{Chunk, Layout};
+use super::plan::{Plan, Step};
 
 /// What one run of the model is fed with.
 #[derive(Debug, Clone)]
@@ -24,80 +28,74 @@ pub struct Batch {
     pub tensors: Vec<Tensor>,
 }
 
-/// A batch before it is read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Step {
-    pub(super) run: usize,
-    pub(super) first_sample: usize,
-    pub(super) samples: usize,
-    pub(super) padded: usize,
+/// An iterator over the batches of a pass; see [`DataSet::batches`].
+///
+/// A thread reads ahead. It ends when the iterator is dropped.
+pub struct Batches {
+    read: Receiver<Result<Batch, DataError>>,
+    thread: Option<JoinHandle<()>>,
+    failed: bool,
 }
 
-/// The batches of a pass, known without reading.
-#[derive(Debug, Clone)]
-pub(super) struct Plan {
-    runs: Vec<(Layout, usize)>,
-    max_batch: usize,
-    limit: usize,
-    run: usize,
-    /// Samples of the current run that are planned.
-    used: usize,
-    first_sample: usize,
-}
-
-impl Plan {
-    pub(super) fn new(runs: Vec<(Layout, usize)>, max_batch: usize, limit: usize) -> Self {
+impl Batches {
+    pub(super) fn new(data: DataSet, plan: Plan) -> Self {
+        let ahead = rayon::current_num_threads().max(2);
+        let (send, read) = sync_channel(ahead);
+        let reader = Reader::new(data, plan);
+        let report = send.clone();
+        let builder = std::thread::Builder::new().name("data".to_owned());
+        let work = move || {
+            for batch in reader {
+                let failed = batch.is_err();
+                if send.send(batch).is_err() || failed {
+                    return;
+                }
+            }
+        };
+        let thread = match builder.spawn(work) {
+            Ok(thread) => Some(thread),
+            Err(e) => {
+                let reason = format!("the thread that reads the data cannot be started: {e}");
+                // The channel has room, and its other end is still here.
+                let _ = report.send(Err(DataError::Spec(reason)));
+                None
+            }
+        };
         Self {
-            runs,
-            max_batch: max_batch.max(1),
-            limit,
-            run: 0,
-            used: 0,
-            first_sample: 0,
+            read,
+            thread,
+            failed: false,
         }
     }
 }
 
-impl Iterator for Plan {
-    type Item = Step;
+impl Iterator for Batches {
+    type Item = Result<Batch, DataError>;
 
-    fn next(&mut self) -> Option<Step> {
-        let (layout, total) = *self.runs.get(self.run)?;
-        if self.used == total {
-            self.run += 1;
-            self.used = 0;
-            return self.next();
-        }
-        let left = (total - self.used).min(self.limit - self.first_sample);
-        if left == 0 {
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.failed {
             return None;
         }
-        let (samples, padded) = match layout {
-            Layout::Samples { piece: Some(n) } => (n.min(left), n - n.min(left)),
-            Layout::Samples { piece: None } => (self.max_batch.min(left), 0),
-            Layout::Feeds | Layout::Whole => (1, 0),
-        };
-        let step = Step {
-            run: self.run,
-            first_sample: self.first_sample,
-            samples,
-            padded,
-        };
-        self.used += samples;
-        self.first_sample += samples;
-        Some(step)
+        let batch = self.read.recv().ok();
+        self.failed = !matches!(batch, Some(Ok(_)));
+        if batch.is_none()
+            && let Some(Err(panic)) = self.thread.take().map(JoinHandle::join)
+        {
+            std::panic::resume_unwind(panic);
+        }
+        batch
     }
 }
 
-/// An iterator over the batches of a pass; see [`DataSet::batches`].
-pub struct Batches {
+impl std::iter::FusedIterator for Batches {}
+
+/// Reads one batch after the other.
+struct Reader {
     data: DataSet,
     plan: Plan,
     index: usize,
     open: Option<Open>,
-    failed: bool,
 }
-
 /// A chunk while it is read.
 struct Open {
     run: usize,
@@ -109,45 +107,33 @@ struct Open {
     shared: Vec<Vec<u8>>,
 }
 
-impl Batches {
-    pub(super) fn new(data: DataSet, plan: Plan) -> Self {
+impl Reader {
+    fn new(data: DataSet, plan: Plan) -> Self {
         Self {
             data,
             plan,
             index: 0,
             open: None,
-            failed: false,
         }
     }
 
     fn read(&mut self, step: Step) -> Result<Batch, DataError> {
         let data = self.data.clone();
-        let run = &data.runs()[step.run];
-        let rows = step.samples + step.padded;
-        let mut buffers: Vec<Vec<u8>> = Vec::new();
-        for i in 0..data.fed().len() {
-            buffers.push(reserve(&run.chunks[0], i, rows)?);
-        }
-        let mut missing = step.samples;
-        while missing > 0 {
-            let open = self.open_chunk(step.run)?;
-            let chunk = &run.chunks[open.chunk];
-            let take = missing.min(chunk.samples - open.at);
-            open.read(chunk, take, &mut buffers)?;
-            missing -= take;
-        }
-        let mut tensors = Vec::with_capacity(buffers.len());
-        for (i, mut bytes) in buffers.into_iter().enumerate() {
-            let chunk = &run.chunks[0];
-            if step.padded > 0 && !chunk.shared[i] {
-                let last = bytes.len() - chunk.arrays[i].sample_size();
-                for _ in 0..step.padded {
-                    bytes.extend_from_within(last..last + chunk.arrays[i].sample_size());
+        let (given, dims, rows) = match data.store() {
+            Store::Arrays(runs) => self.read_run(&runs[step.run], &step)?,
+            Store::Items(items, layout) => read_items(&data, &**items, *layout, &step)?,
+        };
+        let shapes = data.fed_shapes(dims, rows)?;
+        let mut given = given.into_iter();
+        let mut tensors = Vec::with_capacity(shapes.len());
+        for ((input, fill), dims) in data.fed().iter().zip(data.fills()).zip(&shapes) {
+            tensors.push(match fill {
+                Some(fill) => fill.tensor(input, dims)?,
+                None => {
+                    let dims: Vec<i64> = dims.iter().map(|&d| d as i64).collect();
+                    Tensor::from_raw(input.dtype, &dims, given.next().unwrap_or_default())
                 }
-            }
-            let dims = chunk.batch_dims(i, rows);
-            let dims: Vec<i64> = dims.into_iter().map(|d| d as i64).collect();
-            tensors.push(Tensor::from_raw(chunk.arrays[i].dtype, &dims, bytes));
+            });
         }
         let index = self.index;
         self.index += 1;
@@ -160,9 +146,32 @@ impl Batches {
         })
     }
 
+    fn read_run(&mut self, run: &Run, step: &Step) -> Result<Given, DataError> {
+        let chunk = &run.chunks[0];
+        let rows = step.samples + step.padded;
+        let inputs = 0..chunk.arrays.len();
+        let buffers = inputs.clone().map(|i| reserve(chunk, i, rows));
+        let mut buffers: Vec<Vec<u8>> = buffers.collect::<Result<_, _>>()?;
+        let mut missing = step.samples;
+        while missing > 0 {
+            let open = self.open_chunk(step.run, &run.chunks)?;
+            let chunk = &run.chunks[open.chunk];
+            let take = missing.min(chunk.samples - open.at);
+            open.read(chunk, take, &mut buffers)?;
+            missing -= take;
+        }
+        for (i, bytes) in buffers.iter_mut().enumerate() {
+            if step.padded > 0 && !chunk.shared[i] {
+                repeat_last(bytes, chunk.arrays[i].sample_size(), step.padded);
+            }
+        }
+        let dims = inputs.map(|i| chunk.batch_dims(i, rows)).collect();
+        let counted = matches!(chunk.layout, Layout::Samples { .. });
+        Ok((buffers, dims, counted.then_some(rows)))
+    }
+
     /// The chunk of a run that has samples left.
-    fn open_chunk(&mut self, run: usize) -> Result<&mut Open, DataError> {
-        let chunks = &self.data.runs()[run].chunks;
+    fn open_chunk(&mut self, run: usize, chunks: &[Chunk]) -> Result<&mut Open, DataError> {
         let (open, chunk) = match self.open.take() {
             Some(o) if o.run == run && o.at < chunks[o.chunk].samples => (Some(o), 0),
             Some(o) if o.run == run => (None, o.chunk + 1),
@@ -220,21 +229,55 @@ impl Open {
     }
 }
 
-impl Iterator for Batches {
+impl Iterator for Reader {
     type Item = Result<Batch, DataError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.failed {
-            return None;
-        }
         let step = self.plan.next()?;
-        let batch = self.read(step);
-        self.failed = batch.is_err();
-        Some(batch)
+        Some(self.read(step))
     }
 }
 
-impl std::iter::FusedIterator for Batches {}
+/// Bytes and shape of each given input, and the size of the sample axis where there is one.
+type Given = (Vec<Vec<u8>>, Vec<Vec<usize>>, Option<usize>);
+
+fn read_items(
+    data: &DataSet,
+    items: &dyn Items,
+    layout: ItemLayout,
+    step: &Step,
+) -> Result<Given, DataError> {
+    let places = step.first_sample..step.first_sample + step.samples;
+    let chosen: Vec<usize> = places.map(|p| data.source_index(p)).collect();
+    let first = chosen[0];
+    let mut dims = items.dims(first);
+    let shared = items.shared(first);
+    let counted = matches!(layout, ItemLayout::Samples { .. });
+    let rows = step.samples + step.padded;
+    let mut buffers = vec![Vec::new(); dims.len()];
+    for sample in read_all(items, &chosen, dims.len())? {
+        for (i, (buffer, bytes)) in buffers.iter_mut().zip(sample).enumerate() {
+            if buffer.is_empty() || !shared.get(i).copied().unwrap_or(false) {
+                buffer.extend(bytes);
+            }
+        }
+    }
+    for (i, (buffer, dims)) in buffers.iter_mut().zip(&mut dims).enumerate() {
+        if counted && !shared.get(i).copied().unwrap_or(false) {
+            let sample = buffer.len() / step.samples;
+            repeat_last(buffer, sample, step.padded);
+            dims.insert(0, rows);
+        }
+    }
+    Ok((buffers, dims, counted.then_some(rows)))
+}
+
+fn repeat_last(bytes: &mut Vec<u8>, sample: usize, times: usize) {
+    let last = bytes.len() - sample;
+    for _ in 0..times {
+        bytes.extend_from_within(last..last + sample);
+    }
+}
 
 /// A buffer for one input of a batch.
 fn reserve(chunk: &Chunk, input: usize, rows: usize) -> Result<Vec<u8>, DataError> {

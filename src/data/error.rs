@@ -39,10 +39,10 @@ pub enum DataError {
         source: io::Error,
     },
     /// A file of a kind that is no data.
-    #[error("{} is no data file: give an .npz, an .npy, a folder of them, or a folder test_data_set_*", .0.display())]
+    #[error("{} is no data file: give an .npz, .npy or .safetensors, a folder of them or of images or .wav files, a folder test_data_set_*, a text with --tokenizer, or random:N", .0.display())]
     UnknownKind(PathBuf),
     /// A folder without data.
-    #[error("the folder {} holds no .npz, .npy or input_*.pb file", .0.display())]
+    #[error("the folder {} holds no .npz, .npy, .safetensors or input_*.pb file, no image and no .wav", .0.display())]
     EmptyFolder(PathBuf),
     /// Data that ends early or does not decode.
     #[error("{origin} is damaged: {reason}")]
@@ -258,6 +258,17 @@ pub enum DataError {
         /// The value.
         value: u64,
     },
+    /// Options that do not fit the data or the model.
+    #[error("{0}")]
+    Spec(String),
+    /// A file that cannot be used as a sample.
+    #[error("{}: {reason}", path.display())]
+    Bad {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// Labels in another number than the samples.
     #[error("{origin} holds {found} labels, but the data holds {samples} samples")]
     LabelCount {
@@ -318,5 +329,17 @@ impl fmt::Display for Names {
             write!(f, "{comma}`{name}`")?;
         }
         Ok(())
+    }
+}
+
+/// `; did you mean …?` where a name is close, else nothing.
+pub(super) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> String {
+    let near = known
+        .into_iter()
+        .map(|n| (strsim::damerau_levenshtein(n, name), n))
+        .min();
+    match near {
+        Some((distance, n)) if distance <= 1 + n.len() / 4 => format!("; did you mean `{n}`?"),
+        _ => String::new(),
     }
 }

@@ -8,7 +8,13 @@ use onnx_quant_ir::{DataType, Tensor};
 
 use super::archive::{self, Place};
 use super::array::Array;
+use super::csv;
+use super::dataset::DataSet;
 use super::error::{DataError, Names, Origin};
+use super::source;
+
+/// What stands in the place of a file of labels where a text itself has them: the token after each token.
+const NEXT_TOKEN: &str = "next-token";
 
 /// Class numbers of shape `[samples]` or `[samples, positions]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,6 +80,63 @@ impl Labels {
             samples,
             positions,
         })
+    }
+
+    /// The labels of the samples that are used: of a file, else those that the data itself gives.
+    ///
+    /// A file is an `.npy` or `.npz` with a label for each sample of the whole data, or for folders of images and
+    /// recordings a `.csv` with a file and its class on each line. `next-token` stands for the tokens that follow those
+    /// of a text that is cut into windows.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; labels that do not match the data.
+    pub fn of(path: Option<&Path>, data: &DataSet) -> Result<Option<Self>, DataError> {
+        let Some(path) = path else {
+            return Ok(data.classes().map(|(path, ids)| Self::classes(path, ids)));
+        };
+        if path == Path::new(NEXT_TOKEN) && !path.exists() {
+            return Self::next_tokens(data).map(Some);
+        }
+        if source::extension(path).as_deref() == Some("csv") {
+            let ids = csv::classes(path, data)?;
+            return Ok(Some(Self::classes(path.into(), ids)));
+        }
+        let labels = Self::open(path)?;
+        labels.check(data.source_len())?;
+        let mut chosen = labels.clone();
+        chosen.samples = data.len();
+        chosen.ids.clear();
+        for place in 0..data.len() {
+            chosen.ids.extend(labels.range(data.source_index(place), 1));
+        }
+        Ok(Some(chosen))
+    }
+
+    fn next_tokens(data: &DataSet) -> Result<Self, DataError> {
+        let rows = data.next_tokens().ok_or_else(|| {
+            DataError::Spec(format!(
+                "--labels {NEXT_TOKEN} is for a text that is cut into windows (--tokenizer and --window), and {} is none",
+                data.root().display()
+            ))
+        })??;
+        Ok(Self {
+            origin: Origin {
+                path: data.root().into(),
+                array: None,
+            },
+            samples: rows.len(),
+            positions: rows.first().map(Vec::len),
+            ids: rows.concat(),
+        })
+    }
+
+    fn classes(path: Arc<Path>, ids: Vec<i64>) -> Self {
+        Self {
+            origin: Origin { path, array: None },
+            samples: ids.len(),
+            ids,
+            positions: None,
+        }
     }
 
     /// The number of samples.

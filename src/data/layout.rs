@@ -95,7 +95,7 @@ impl Chunk {
     }
 }
 
-fn check_type(array: &Array, input: &Input) -> Result<(), DataError> {
+pub(super) fn check_type(array: &Array, input: &Input) -> Result<(), DataError> {
     if array.dtype == input.dtype {
         return Ok(());
     }
@@ -152,7 +152,7 @@ fn infer(path: &Path, arrays: &[Array], fed: &[&Input]) -> Result<Layout, DataEr
 }
 
 /// The size that the model fixes the sample axis to.
-fn piece(path: &Path, fed: &[&Input]) -> Result<Option<usize>, DataError> {
+pub(super) fn piece(path: &Path, fed: &[&Input]) -> Result<Option<usize>, DataError> {
     let mut fixed = fed.iter().filter_map(|i| Some((i, i.fixed(0)?)));
     let Some((first, size)) = fixed.next() else {
         return Ok(None);

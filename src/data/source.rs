@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use super::archive::{self, Place};
 use super::array::Array;
-use super::error::{DataError, Names, Origin};
+use super::error::{DataError, Names, Origin, nearest};
+use super::safetensors;
 use super::signature::Signature;
 
 /// Arrays that are fed side by side: one for each input of the signature, `None` for an optional input without data.
@@ -31,6 +32,7 @@ pub(super) fn find(
     let chunk = match extension(&path).as_deref() {
         Some("npz") => npz(&path, signature)?,
         Some("npy") => npy(&path, signature)?,
+        Some("safetensors") => safetensors(&path, signature)?,
         _ => return Err(DataError::UnknownKind(path.to_path_buf())),
     };
     Ok((vec![chunk], Vec::new()))
@@ -42,7 +44,7 @@ fn folder(path: &Path, signature: &Signature) -> Result<(Vec<Found>, Vec<String>
         let name = file_name(&entry);
         if entry.is_dir() && name.starts_with("test_data_set") {
             sets.push(entry);
-        } else if matches!(extension(&entry).as_deref(), Some("npz" | "npy")) {
+        } else if is_array(&entry) {
             files.push(Arc::<Path>::from(entry));
         } else if proto_index(&entry).is_some() && !sets.iter().any(|s| s == path) {
             sets.push(path.to_owned());
@@ -53,7 +55,7 @@ fn folder(path: &Path, signature: &Signature) -> Result<(Vec<Found>, Vec<String>
         let found = found.collect::<Result<Vec<_>, _>>()?;
         let ignored = (!files.is_empty()).then(|| {
             format!(
-                "{}: only the ONNX test data (input_*.pb) is read, not the .npz and .npy files",
+                "{}: only the ONNX test data (input_*.pb) is read, not the other files with arrays",
                 path.display()
             )
         });
@@ -72,6 +74,7 @@ fn folder(path: &Path, signature: &Signature) -> Result<(Vec<Found>, Vec<String>
     }
     let chunks = files.iter().map(|f| match extension(f).as_deref() {
         Some("npz") => npz(f, signature),
+        Some("safetensors") => safetensors(f, signature),
         _ => npy(f, signature),
     });
     Ok((chunks.collect::<Result<_, _>>()?, Vec::new()))
@@ -88,6 +91,15 @@ fn npz(path: &Arc<Path>, signature: &Signature) -> Result<Found, DataError> {
         };
         check_name(&name, &origin, &names, signature)?;
         arrays.push((name, Array::npy(origin, place)?));
+    }
+    by_name(path, arrays, signature)
+}
+
+fn safetensors(path: &Arc<Path>, signature: &Signature) -> Result<Found, DataError> {
+    let arrays = safetensors::entries(path)?;
+    let names = Names::new(arrays.iter().map(|(n, _)| n));
+    for (name, array) in &arrays {
+        check_name(name, &array.origin, &names, signature)?;
     }
     by_name(path, arrays, signature)
 }
@@ -224,16 +236,10 @@ fn check_name(
         return Ok(());
     }
     let free = |n: &&String| !names.0.contains(n);
-    let near = signature
-        .inputs
-        .iter()
-        .map(|i| &i.name)
-        .filter(free)
-        .map(|n| (strsim::damerau_levenshtein(n, name), n))
-        .min();
-    let hint = match near {
-        Some((distance, n)) if distance <= 1 + n.len() / 4 => format!("; did you mean `{n}`?"),
-        Some((_, n)) if names.0.len() == 1 && signature.inputs.len() == 1 => {
+    let open = || signature.inputs.iter().map(|i| &i.name).filter(free);
+    let hint = match (nearest(name, open().map(String::as_str)), open().min()) {
+        (hint, _) if !hint.is_empty() => hint,
+        (_, Some(n)) if names.0.len() == 1 && signature.inputs.len() == 1 => {
             format!("; save it under that name: np.savez(path, **{{\"{n}\": array}})")
         }
         _ => String::new(),
@@ -247,7 +253,7 @@ fn check_name(
 }
 
 /// The entries of a folder without hidden ones, `x2` before `x10`.
-fn list(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
+pub(super) fn list(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
     let io = |e| DataError::io(folder, e);
     let mut entries = Vec::new();
     for entry in fs::read_dir(folder).map_err(io)? {
@@ -261,7 +267,7 @@ fn list(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
 }
 
 /// A key whose order is that of names with numbers: runs of digits compare by value, then the name decides.
-fn natural_key(name: &str) -> (Vec<(String, usize, String)>, String) {
+pub(super) fn natural_key(name: &str) -> (Vec<(String, usize, String)>, String) {
     let mut parts = Vec::new();
     let mut rest = name;
     while !rest.is_empty() {
@@ -276,22 +282,35 @@ fn natural_key(name: &str) -> (Vec<(String, usize, String)>, String) {
     (parts, name.to_owned())
 }
 
+/// Whether a file holds arrays, by its name.
+pub(super) fn is_array(path: &Path) -> bool {
+    matches!(
+        extension(path).as_deref(),
+        Some("npz" | "npy" | "safetensors")
+    )
+}
+
+/// Whether a file or folder is ONNX test data, by its name.
+pub(super) fn is_test_data(path: &Path) -> bool {
+    proto_index(path).is_some() || path.is_dir() && file_name(path).starts_with("test_data_set")
+}
+
 fn proto_index(path: &Path) -> Option<usize> {
     let name = file_name(path);
     let number = name.strip_prefix("input_")?.strip_suffix(".pb")?;
     number.parse().ok()
 }
 
-fn extension(path: &Path) -> Option<String> {
+pub(super) fn extension(path: &Path) -> Option<String> {
     Some(path.extension()?.to_str()?.to_ascii_lowercase())
 }
 
-fn stem(path: &Path) -> String {
+pub(super) fn stem(path: &Path) -> String {
     path.file_stem()
         .map_or_else(String::new, |s| s.to_string_lossy().into_owned())
 }
 
-fn file_name(path: &Path) -> String {
+pub(super) fn file_name(path: &Path) -> String {
     path.file_name()
         .map_or_else(String::new, |s| s.to_string_lossy().into_owned())
 }

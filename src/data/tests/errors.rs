@@ -247,7 +247,10 @@ fn files() {
         &open(&f.path().join("none.npz")),
         &["none.npz", "does not exist"],
     );
-    check(&open(f.path()), &["holds no .npz, .npy or input_*.pb"]);
+    check(
+        &open(f.path()),
+        &["holds no .npz, .npy, .safetensors or input_*.pb"],
+    );
     check(&open(&f.file("x.csv", b"1,2")), &["x.csv", "no data file"]);
     check(
         &open(&f.file("x.npy", b"")),
