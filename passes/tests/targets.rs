@@ -453,7 +453,7 @@ fn openvino_quantizes_its_operators_between_integer_operators_only() {
 }
 
 #[test]
-fn generic_and_tract_quantize_linear_operators_alone() {
+fn generic_targets_quantize_linear_operators_alone() {
     let body = "  [a] a = Conv (X, W)\n  [b] b = Conv (X, V)\n  [add] t = Add (a, b)\n  [n] Y = Conv (t, W)";
     for target in [TargetName::Generic, TargetName::Tract] {
         let done = quantize(&image(body), target, &[]);
@@ -470,7 +470,7 @@ fn generic_and_tract_quantize_linear_operators_alone() {
 }
 
 #[test]
-fn tract_takes_no_scales_in_half_precision() {
+fn half_precision_scales_are_refused_where_tract_runs() {
     let half = product(16, 16, 16).replace("float", "float16");
     let done = quantize(&half, TargetName::Tract, &[]);
     assert_eq!(done.inputs("p"), "ff");

@@ -149,7 +149,8 @@ fn images_are_fed_as_the_options_say() {
         "main (uint8[N,3,2,2] x) => (uint8[N,3,2,2] y) {\n  y = Identity (x)\n}\n",
     );
     dir.line("run byte.onnx --data images -o y.npz").ends(0);
-    assert_eq!(dir.read("y.npz").iter().filter(|&&b| b == 51).count(), 4);
+    let plane = |b: u8| dir.read("y.npz").windows(4).any(|w| w == [b; 4]);
+    assert!(plane(51));
 }
 
 #[test]

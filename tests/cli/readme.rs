@@ -102,9 +102,9 @@ fn defaults(help: &str) -> Vec<(String, String)> {
             option = at.split_whitespace().next().unwrap_or("").to_owned();
         }
         if let Some((_, rest)) = line.split_once("[default: ") {
-            let value = rest.split(']').next().unwrap_or("");
-            // A default with spaces is a sentence, not a value.
-            if !value.contains(' ') {
+            let (value, whole) = rest.split_once(']').unwrap_or((rest, ""));
+            // A default with spaces, or with its end on another line, is a sentence and not a value.
+            if !value.contains(' ') && value.len() + whole.len() < rest.len() {
                 found.push((format!("--{option}"), value.to_owned()));
             }
         }
@@ -127,5 +127,5 @@ fn defaults_of_the_readme_are_those_of_the_program() {
             "{option} is {default} by default:\n{row}"
         );
     }
-    assert!(checked >= 5, "{all:?}");
+    assert!(checked >= 4, "{all:?}");
 }
