@@ -470,7 +470,7 @@ fn generic_targets_quantize_linear_operators_alone() {
 }
 
 #[test]
-fn half_precision_scales_are_refused_where_tract_runs() {
+fn half_precision_scales_are_refused_by_tract() {
     let half = product(16, 16, 16).replace("float", "float16");
     let done = quantize(&half, TargetName::Tract, &[]);
     assert_eq!(done.inputs("p"), "ff");
