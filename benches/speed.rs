@@ -15,7 +15,7 @@ use onnx_quant::engine::TractEngine;
 use onnx_quant::ir::engine::{Engine, Request};
 use onnx_quant::ir::save::{self, ExternalData};
 use onnx_quant::ir::{Model, load};
-use onnx_quant::passes::assign_precision::wanted_statistics;
+use onnx_quant::passes::observation;
 use onnx_quant::passes::settings::QuantSettings;
 use onnx_quant::pipeline::{NORMALIZE, Run};
 use onnx_quant::quantize::{Job, quantize};
@@ -137,8 +137,8 @@ fn d_forward(bencher: Bencher<'_, '_>, case: &Case) {
 fn e_calibrate(bencher: Bencher<'_, '_>, case: &Case) {
     let model = case.normalized();
     let data = case.samples(&model);
-    let wanted = wanted_statistics(&model, &QuantSettings::default()).expect("nothing is excluded");
-    bencher.bench(|| calibrate(&model, &engine(), &data, &wanted).expect("the model runs"));
+    let points = observation::points(&model, &QuantSettings::default()).expect("it names nothing");
+    bencher.bench(|| calibrate(&model, &engine(), &data, &points).expect("the model runs"));
 }
 
 #[divan::bench(args = cases(), sample_count = 5)]

@@ -1,14 +1,18 @@
-//! One streaming pass over the calibration data: the model runs, and every wanted value goes into a histogram.
+//! One streaming pass over the calibration data: the model runs, and the statistics of every observed value are
+//! gathered.
 //!
-//! Batches are read one after the other and run in parallel. A histogram holds integers only, so that the result does
-//! not depend on the number of threads or on the order in which batches end.
+//! Batches run in parallel, each thread takes the next one when it is done with its own, and all count into the same
+//! statistics. Those are integers, extremes and exact sums, so that the result does not depend on the number of
+//! threads or on the order in which batches end.
 
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use onnx_quant_ir::Model;
 use onnx_quant_ir::engine::{Engine, Observed};
-use onnx_quant_numerics::histogram::Histogram;
+use onnx_quant_numerics::stats::{Samples, TensorStats};
 use onnx_quant_passes::calibration::Calibration;
+use onnx_quant_passes::observation::Point;
 use rayon::prelude::*;
 
 use crate::data::{Batch, DataSet};
@@ -19,12 +23,15 @@ use crate::progress;
 /// The most samples that are run at once on one thread where the model's batch is free.
 pub const BATCH: usize = 8;
 
+/// Batches after which [`Gathering::keep`] is called.
+const EPOCH: usize = 64;
+
 /// Runs the data through the model and gathers statistics of the named values.
 ///
 /// A last batch that repeats its last sample to be full is left out where it is mostly repetition, which would count
-/// that one sample many times, unless it is the only one.
+/// that one sample many times in values without a batch axis, unless it is the only one.
 ///
-/// Memory holds a few batches for each thread, the values of one run for each thread, and the histograms.
+/// Memory holds a batch and the values of one run for each thread, and the statistics once.
 ///
 /// # Errors
 /// Data that does not fit, or a model that the engine cannot run.
@@ -32,50 +39,102 @@ pub fn calibrate(
     model: &Model,
     engine: &Arc<dyn Engine>,
     data: &DataSet,
-    wanted: &[String],
+    points: &[Point],
 ) -> Result<Calibration, Error> {
-    let prepared = Prepared::new(engine, model, wanted.to_vec());
+    let start = Calibration::new(String::new(), data.len());
+    let batches = 0..batch_count(data);
+    gather(model, engine, data, points, batches, start, &mut |_| Ok(()))
+}
+
+/// The batches of a data set that shard `k` of `n` runs, counted from 1. The shards differ by one batch at most.
+pub fn shard(data: &DataSet, k: usize, n: usize) -> Range<usize> {
+    let all = batch_count(data);
+    all * (k - 1) / n..all * k / n
+}
+
+/// The number of batches that a data set is run in.
+pub fn batch_count(data: &DataSet) -> usize {
+    data.batch_count(batch_size(data.len()))
+}
+
+/// Called with the statistics of all batches so far, every now and then.
+pub type Keep<'a> = &'a mut dyn FnMut(&Calibration) -> Result<(), Error>;
+
+/// Runs some batches of the data through the model and adds to what is known of the first of them.
+///
+/// # Errors
+/// As [`calibrate`], and those of `keep`.
+pub fn gather(
+    model: &Model,
+    engine: &Arc<dyn Engine>,
+    data: &DataSet,
+    points: &[Point],
+    batches: Range<usize>,
+    known: Calibration,
+    keep: Keep<'_>,
+) -> Result<Calibration, Error> {
+    let names = points.iter().map(|p| p.key.clone()).collect();
+    let prepared = Prepared::new(engine, model, names);
     let bar = progress::bar("calibrate", data.len());
-    let mut all = vec![Histogram::new(); wanted.len()];
-    let mut samples = 0;
-    for window in windows(data, rayon::current_num_threads()) {
-        let window = window?;
-        let full: Vec<&Batch> = window
-            .iter()
-            .filter(|b| b.padded <= b.samples || b.index == 0)
-            .collect();
-        let parts = full
-            .par_chunks(full.len().div_ceil(rayon::current_num_threads()).max(1))
-            .map(|batches| observe(&prepared, data, batches, wanted.len()))
-            .collect::<Result<Vec<_>, Error>>()?;
-        for part in parts {
-            for (mine, theirs) in all.iter_mut().zip(&part) {
-                mine.merge(theirs);
+    let mut all = known;
+    let done = all.parts.last().map_or(0, |range| range.1);
+    let mut source = data
+        .batches(batch_size(data.len()))
+        .take(batches.end)
+        .skip(batches.start)
+        .skip_while(|b| b.as_ref().is_ok_and(|b| b.first_sample < done))
+        .peekable();
+    while source.peek().is_some() {
+        let cells: Vec<Mutex<TensorStats>> = points.iter().map(|p| take(&mut all, p)).collect();
+        let ran = Mutex::new(Vec::new());
+        let epoch = source.by_ref().take(EPOCH).par_bridge();
+        epoch.try_for_each(|batch| -> Result<(), Error> {
+            let batch = batch?;
+            if batch.padded <= batch.samples || batch.index == 0 {
+                observe(&prepared, data, &batch, &cells)?;
+                let end = batch.first_sample + batch.samples;
+                lock(&ran).push((batch.first_sample, end));
             }
+            bar.inc(batch.samples as u64);
+            Ok(())
+        })?;
+        for (point, cell) in points.iter().zip(cells) {
+            let stats = cell.into_inner().unwrap_or_else(PoisonError::into_inner);
+            all.values.insert(point.key.clone(), stats);
         }
-        samples += full.iter().map(|b| b.samples).sum::<usize>();
-        bar.inc(window.iter().map(|b| b.samples as u64).sum());
+        for (first, end) in lock(&ran).drain(..) {
+            all.count(first, end);
+        }
+        keep(&all)?;
     }
     bar.finish_and_clear();
-    Ok(Calibration {
-        samples,
-        values: wanted.iter().cloned().zip(all).collect(),
-        ..Calibration::default()
-    })
+    Ok(all)
+}
+
+fn take(all: &mut Calibration, point: &Point) -> Mutex<TensorStats> {
+    let known = all.values.remove(&point.key);
+    Mutex::new(known.unwrap_or_else(|| TensorStats::new(&point.axes)))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn observe(
     prepared: &Prepared,
     data: &DataSet,
-    batches: &[&Batch],
-    values: usize,
-) -> Result<Vec<Histogram>, Error> {
-    let mut part = vec![Histogram::new(); values];
-    for batch in batches {
-        let mut observer = |seen: Observed<'_>| part[seen.index].observe(seen.data);
-        prepared.run(data, batch, Some(&mut observer))?;
-    }
-    Ok(part)
+    batch: &Batch,
+    cells: &[Mutex<TensorStats>],
+) -> Result<(), Error> {
+    let samples = Samples {
+        first: batch.first_sample as u64,
+        count: batch.samples,
+        padded: batch.padded,
+    };
+    let mut observer =
+        |seen: Observed<'_>| lock(&cells[seen.index]).observe(samples, seen.dims, seen.data);
+    prepared.run(data, batch, Some(&mut observer))?;
+    Ok(())
 }
 
 /// Samples of a batch: a divisor of their number where one is near [`BATCH`], so that the last batch has the shape of

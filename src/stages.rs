@@ -41,6 +41,7 @@ use onnx_quant_ir::{Model, load};
 use onnx_quant_passes::assign_precision::wanted_statistics;
 use onnx_quant_passes::calibration::Calibration;
 use onnx_quant_passes::freeze_initializers::KeepInputs;
+use onnx_quant_passes::observation;
 use onnx_quant_passes::plan::{Precision, PrecisionPlan};
 use onnx_quant_passes::settings::QuantSettings;
 
@@ -206,7 +207,8 @@ impl Normalized {
         engine: &Arc<dyn Engine>,
     ) -> Result<Calibrated, Error> {
         let wanted = self.wanted(&settings)?;
-        let calibration = calibrate::calibrate(&self.model, engine, data, &wanted)?;
+        let points = observation::points(&self.model, &settings).map_err(Error::Usage)?;
+        let calibration = calibrate::calibrate(&self.model, engine, data, &points)?;
         let notes = &mut self.carried.notes;
         notes.extend(data.notes());
         if calibration.samples < data.len() {

@@ -1,6 +1,7 @@
 //! Writing a model: to temporary files beside the target, then renames, so that no reader ever sees half a file and
 //! a failure leaves nothing behind. The files that the model was read from are never overwritten.
 
+mod digest;
 mod staged;
 mod stream;
 
@@ -13,6 +14,7 @@ use crate::model::Model;
 use crate::order::CycleError;
 use crate::tensor::{Tensor, TensorError};
 
+pub use digest::digest;
 use staged::Staged;
 pub use staged::write_atomically;
 

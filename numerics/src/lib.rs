@@ -10,6 +10,8 @@
 //! * [`bias`]: the INT32 bias
 //! * [`float`]: 16-bit floats
 //! * [`histogram`]: streaming histograms
+//! * [`stats`]: all that is kept of a tensor while a model runs
+//! * [`exact`]: sums that do not depend on the order
 //! * [`observer`]: a range from a histogram
 //! * [`search`]: the ranges of least divergence and of least error
 //! * [`minifloat`]: floats of 4 to 8 bits
@@ -20,6 +22,7 @@
 pub mod affine;
 pub mod bias;
 pub mod channel;
+pub mod exact;
 pub mod float;
 pub mod format;
 pub mod histogram;
@@ -30,3 +33,4 @@ pub mod observer;
 pub mod pack;
 pub mod quantize;
 pub mod search;
+pub mod stats;

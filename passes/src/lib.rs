@@ -17,6 +17,7 @@ pub mod layers;
 pub mod lift_constants;
 pub mod lower_qdq;
 pub mod merge_constants;
+pub mod observation;
 pub mod ops;
 pub mod plan;
 pub mod qdq;

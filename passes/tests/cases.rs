@@ -27,7 +27,7 @@ use std::fmt::Write as _;
 use harness::Case;
 use onnx_quant_ir::Model;
 use onnx_quant_ir::pass::PassContext;
-use onnx_quant_numerics::histogram::Histogram;
+use onnx_quant_numerics::stats::TensorStats;
 use onnx_quant_passes::calibration::Calibration;
 use onnx_quant_passes::layers::{LayerRule, Pinned};
 use onnx_quant_passes::plan::PrecisionPlan;
@@ -116,9 +116,7 @@ fn calibration(case: &Case, model: &Model) -> Calibration {
         let data: Vec<f32> = (0..=1000u16)
             .map(|i| low + (high - low) * f32::from(i) / 1000.0)
             .collect();
-        let mut h = Histogram::default();
-        h.observe(&data);
-        c.values.insert(key, h);
+        c.values.insert(key, TensorStats::of(&data));
     }
     c
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use onnx_quant_ir::pass::{Manager, PassContext};
 use onnx_quant_ir::{DataType, Model, NodeId, text};
-use onnx_quant_numerics::histogram::Histogram;
+use onnx_quant_numerics::stats::TensorStats;
 use onnx_quant_passes::calibration::Calibration;
 use onnx_quant_passes::plan::PrecisionPlan;
 use onnx_quant_passes::qdq;
@@ -47,9 +47,8 @@ fn with_settings(source: &str, settings: QuantSettings, ranges: &[(&str, f32, f3
         let name = model.value(v).name.clone();
         let range = ranges.iter().find(|(n, ..)| *n == name);
         let (low, high) = range.map_or((-1.0, 1.0), |r| (r.1, r.2));
-        let mut h = Histogram::default();
         let spread = (0..=1000u16).map(|i| low + (high - low) * f32::from(i) / 1000.0);
-        h.observe(&spread.collect::<Vec<_>>());
+        let h = TensorStats::of(&spread.collect::<Vec<_>>());
         calibration.values.insert(model.value_key(v), h);
     }
     let mut cx = PassContext::default();

@@ -5,6 +5,7 @@ use onnx_quant_numerics::affine::{QOptions, QParams, choose_qparams};
 use onnx_quant_numerics::format::Base;
 use onnx_quant_numerics::histogram::Histogram;
 use onnx_quant_numerics::observer::{self, Target};
+use onnx_quant_numerics::stats::TensorStats;
 
 use crate::calibration::Calibration;
 use crate::layers::Pinned;
@@ -25,7 +26,8 @@ pub(super) fn parameters(
     force: bool,
 ) -> Result<QParams, String> {
     let name = &model.value(value).name;
-    let histogram = calibration.values.get(&model.value_key(value));
+    let stats = calibration.values.get(&model.value_key(value));
+    let histogram = stats.map(TensorStats::histogram);
     let options = QOptions {
         narrow: false,
         reduce_range: settings.reduce_range,

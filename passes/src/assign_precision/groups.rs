@@ -70,7 +70,9 @@ pub(super) fn unify(
                 .values
                 .get(&model.value_key(v))
                 .filter(|_| !forced);
-            let sqnr = seen.map_or(f64::INFINITY, |h| bearing::expected_sqnr(h, &shared));
+            let sqnr = seen.map_or(f64::INFINITY, |s| {
+                bearing::expected_sqnr(s.histogram(), &shared)
+            });
             if sqnr < settings.min_activation_sqnr {
                 let reason = format!(
                     "its inputs and output would share one scale, with which `{}` keeps only {sqnr:.1} dB, less than {:.0}",
