@@ -20,6 +20,8 @@ use crate::error::Error;
 use crate::prepared::Prepared;
 use crate::progress;
 
+pub mod file;
+
 /// The most samples that are run at once on one thread where the model's batch is free.
 pub const BATCH: usize = 8;
 
@@ -139,7 +141,7 @@ fn observe(
 
 /// Samples of a batch: a divisor of their number where one is near [`BATCH`], so that the last batch has the shape of
 /// the others and the model is prepared once.
-fn batch_size(samples: usize) -> usize {
+pub(crate) fn batch_size(samples: usize) -> usize {
     let near = BATCH / 2..=BATCH;
     near.rev()
         .find(|&n| samples.is_multiple_of(n))

@@ -9,6 +9,7 @@ use onnx_quant_ir::save::ExternalData;
 use onnx_quant_passes::plan::Precision;
 use onnx_quant_passes::settings::QuantSettings;
 
+use crate::calibrate::file;
 use crate::check::{CheckReport, Checker};
 use crate::data::{DataSet, DataSpec, Labels};
 use crate::error::Error;
@@ -25,6 +26,8 @@ pub struct Job {
     pub model: PathBuf,
     /// Calibration data; without it only weights are quantized.
     pub calibration: Option<DataSpec>,
+    /// Statistics that were gathered before, instead of calibration data.
+    pub statistics: Option<PathBuf>,
     /// Evaluation data.
     pub evaluation: Option<DataSpec>,
     /// Labels of the evaluation data, where it does not give them itself.
@@ -155,6 +158,26 @@ fn calibrate(
     say: Say<'_>,
 ) -> Result<(Calibrated, usize), Error> {
     let settings = job.settings.clone();
+    if let Some(path) = &job.statistics {
+        let calibration = file::read_for(path, &normalized.carried.float)?;
+        let method = settings.calibrator;
+        let (samples, of) = (calibration.samples, calibration.of);
+        say(format!(
+            "calibrate   {samples} samples of {}, {method}",
+            path.display()
+        ));
+        let mut calibrated = normalized.calibrated(settings, calibration);
+        let given = calibrated.calibration().map(|c| c.notes.clone());
+        let notes = &mut calibrated.carried.notes;
+        notes.extend(given.unwrap_or_default());
+        if samples < of {
+            notes.push(format!(
+                "{} holds {samples} of {of} calibration samples",
+                path.display()
+            ));
+        }
+        return Ok((calibrated, 0));
+    }
     let Some(spec) = &job.calibration else {
         let had = normalized.carried.notes.len();
         let calibrated = normalized.without_data(settings);

@@ -188,6 +188,11 @@ impl Normalized {
         &self.model
     }
 
+    /// The model as it was read.
+    pub fn float(&self) -> &Model {
+        &self.carried.float
+    }
+
     /// The keys of the values whose statistics the settings need.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! Calibrators: how a range is chosen from the histogram of the observed values.
+//! Calibrators: how a range is chosen from the statistics of the observed values.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,13 +8,23 @@ use thiserror::Error;
 use crate::affine::{QOptions, RangeError};
 use crate::format::{Base, FormatError, Scheme, lookup};
 use crate::histogram::Histogram;
-use crate::search;
+use crate::search::{self, WeightedError};
+use crate::stats::{SampleRanges, TensorStats};
+
+mod care;
+
+pub use care::Care;
 
 /// A method that chooses a range.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Calibrator {
     /// The exact extremes.
     MinMax,
+    /// The mean of the samples' minima and that of their maxima.
+    MinMaxAvg,
+    /// The exponential moving average of the samples' extremes, in order of the samples: this much of the old average
+    /// is kept with each sample. In [0, 1); see [`crate::stats::SampleRanges::moving_average`].
+    Ema(f64),
     /// The range that leaves out this many percent of the values, half of them at each end, as onnxruntime's
     /// percentile calibrator does. In (0, 100]; 100 is [`Calibrator::MinMax`].
     Percentile(f64),
@@ -22,7 +32,22 @@ pub enum Calibrator {
     Kl,
     /// The range with the least mean squared quantization error; see [`crate::search`].
     Mse,
+    /// For each tensor the one of the others ([`CANDIDATES`]) whose squared quantization error, weighted by how much
+    /// the result of the layers that read the tensor depends on it ([`Care`]), is least.
+    Auto,
 }
+
+/// What [`Calibrator::Auto`] chooses from; of equal errors the first.
+pub const CANDIDATES: [Calibrator; 8] = [
+    Calibrator::Mse,
+    Calibrator::MinMax,
+    Calibrator::MinMaxAvg,
+    Calibrator::Ema(0.9),
+    Calibrator::Percentile(99.999),
+    Calibrator::Percentile(99.99),
+    Calibrator::Percentile(99.9),
+    Calibrator::Kl,
+];
 
 /// The quantizer that a range is chosen for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +72,15 @@ impl Default for Target {
 }
 
 /// The names of the calibrators, each with what follows its colon.
-const NAMES: [&str; 4] = ["minmax", "percentile", "kl", "mse"];
+const NAMES: [&str; 7] = [
+    "minmax",
+    "minmax-avg",
+    "ema",
+    "percentile",
+    "kl",
+    "mse",
+    "auto",
+];
 
 /// Text that is not a calibrator.
 #[derive(Debug, Clone, PartialEq, Error)]
@@ -60,6 +93,14 @@ pub enum CalibratorError {
         "`{given}`: a percentile is a number above 0 and up to 100, for example `percentile:99.99`"
     )]
     Percentile {
+        /// The text that was given.
+        given: String,
+    },
+    /// The number after the colon is missing, is none, or is out of range.
+    #[error(
+        "`{given}`: what a moving average keeps is a number from 0 to below 1, for example `ema:0.9`"
+    )]
+    Ema {
         /// The text that was given.
         given: String,
     },
@@ -77,9 +118,12 @@ impl fmt::Display for Calibrator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Calibrator::MinMax => f.pad("minmax"),
+            Calibrator::MinMaxAvg => f.pad("minmax-avg"),
+            Calibrator::Ema(keep) => write!(f, "ema:{keep}"),
             Calibrator::Percentile(percent) => write!(f, "percentile:{percent}"),
             Calibrator::Kl => f.pad("kl"),
             Calibrator::Mse => f.pad("mse"),
+            Calibrator::Auto => f.pad("auto"),
         }
     }
 }
@@ -94,9 +138,15 @@ impl FromStr for Calibrator {
         };
         let given = text.to_owned();
         let name = NAMES[lookup("calibrator", name, NAMES.into_iter())?];
+        let number = argument.and_then(|argument| argument.trim().parse::<f64>().ok());
+        if name == "ema" {
+            return match number {
+                Some(keep) if (0.0..1.0).contains(&keep) => Ok(Calibrator::Ema(keep)),
+                _ => Err(CalibratorError::Ema { given }),
+            };
+        }
         if name == "percentile" {
-            let percent = argument.and_then(|argument| argument.trim().parse::<f64>().ok());
-            return match percent {
+            return match number {
                 Some(percent) if percent > 0.0 && percent <= 100.0 => {
                     Ok(Calibrator::Percentile(percent))
                 }
@@ -107,6 +157,8 @@ impl FromStr for Calibrator {
             (Some(_), _) => Err(CalibratorError::Argument { given, name }),
             (None, "kl") => Ok(Calibrator::Kl),
             (None, "mse") => Ok(Calibrator::Mse),
+            (None, "auto") => Ok(Calibrator::Auto),
+            (None, "minmax-avg") => Ok(Calibrator::MinMaxAvg),
             (None, _) => Ok(Calibrator::MinMax),
         }
     }
@@ -120,9 +172,10 @@ pub fn range(histogram: &Histogram, calibrator: Calibrator) -> Result<(f32, f32)
     range_for(histogram, calibrator, Target::default())
 }
 
-/// The range that `calibrator` chooses for a quantizer, within the exact extremes except that it always contains 0.
+/// The range that `calibrator` chooses for a quantizer from a histogram alone, within the exact extremes except that
+/// it always contains 0.
 ///
-/// [`Calibrator::MinMax`] and [`Calibrator::Percentile`] do not look at the target.
+/// A histogram knows no samples: averages over them are its extremes. See [`choose`] for statistics that do.
 ///
 /// # Errors
 /// [`RangeError::NonFiniteValues`] if NaN or infinities were observed, [`RangeError::NoValues`] if nothing was.
@@ -131,6 +184,35 @@ pub fn range_for(
     calibrator: Calibrator,
     target: Target,
 ) -> Result<(f32, f32), RangeError> {
+    let one = SampleRanges::default();
+    range_of((histogram, &one), calibrator, target, &Care::default())
+}
+
+/// The range that `calibrator` chooses for a quantizer, within the exact extremes except that it always contains 0.
+/// Only [`Calibrator::Kl`], [`Calibrator::Mse`] and [`Calibrator::Auto`] look at the target.
+///
+/// # Errors
+/// As [`range_for`].
+pub fn choose(
+    stats: &TensorStats,
+    calibrator: Calibrator,
+    target: Target,
+    care: &Care,
+) -> Result<(f32, f32), RangeError> {
+    range_of(
+        (stats.histogram(), stats.samples()),
+        calibrator,
+        target,
+        care,
+    )
+}
+
+fn range_of(
+    (histogram, samples): (&Histogram, &SampleRanges),
+    calibrator: Calibrator,
+    target: Target,
+    care: &Care,
+) -> Result<(f32, f32), RangeError> {
     let (nan, infinite) = (histogram.nan(), histogram.infinite());
     if nan > 0 || infinite > 0 {
         return Err(RangeError::NonFiniteValues { nan, infinite });
@@ -138,9 +220,23 @@ pub fn range_for(
     let (min, max) = histogram.extremes().ok_or(RangeError::NoValues)?;
     let (low, high) = match calibrator {
         Calibrator::MinMax => (min, max),
+        Calibrator::MinMaxAvg => samples.mean().unwrap_or((min, max)),
+        Calibrator::Ema(keep) => samples.moving_average(keep).unwrap_or((min, max)),
         Calibrator::Percentile(percent) => percentile(histogram, percent),
         Calibrator::Kl => search::kl_range(histogram, target)?,
         Calibrator::Mse => search::mse_range(histogram, target)?,
+        Calibrator::Auto => {
+            let error = WeightedError::new(histogram, care);
+            let mut best = ((min, max), f64::INFINITY);
+            for candidate in CANDIDATES {
+                let range = range_of((histogram, samples), candidate, target, care)?;
+                let found = error.of(range, target);
+                if found < best.1 {
+                    best = (range, found);
+                }
+            }
+            best.0
+        }
     };
     Ok((low.clamp(min, max).min(0.0), high.clamp(min, max).max(0.0)))
 }
@@ -171,6 +267,7 @@ fn percentile(histogram: &Histogram, percent: f64) -> (f32, f32) {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
+    use crate::stats::Samples;
     use proptest::prelude::*;
 
     fn observed(x: &[f32]) -> Histogram {
@@ -183,6 +280,12 @@ mod tests {
     fn names_and_arguments() {
         for text in [
             "minmax",
+            "minmax-avg",
+            "ema:0.9",
+            "ema:0",
+            "kl",
+            "mse",
+            "auto",
             "percentile:99.99",
             "percentile:100",
             "percentile:0.5",
@@ -201,13 +304,17 @@ mod tests {
             let error = bad.parse::<Calibrator>().unwrap_err();
             assert!(matches!(error, CalibratorError::Percentile { .. }), "{bad}");
         }
+        for bad in ["ema", "ema:", "ema:1", "ema:-0.1", "ema:NaN", "ema:x"] {
+            let error = bad.parse::<Calibrator>().unwrap_err();
+            assert!(matches!(error, CalibratorError::Ema { .. }), "{bad}");
+        }
         assert!(matches!(
             "minmax:1".parse::<Calibrator>(),
             Err(CalibratorError::Argument { .. })
         ));
         assert_eq!(
             "minmx".parse::<Calibrator>().unwrap_err().to_string(),
-            "unknown calibrator `minmx` (did you mean `minmax`?); valid: minmax, percentile, kl, mse"
+            "unknown calibrator `minmx` (did you mean `minmax`?); valid: minmax, minmax-avg, ema, percentile, kl, mse, auto"
         );
     }
 
@@ -259,6 +366,54 @@ mod tests {
         let (low, high) = range(&observed(&x), Calibrator::Percentile(99.99)).unwrap();
         assert_eq!(low, 0.0);
         assert!((1.0..1.5).contains(&high), "{high}");
+    }
+
+    #[test]
+    fn averages_are_those_of_the_samples() {
+        let mut stats = TensorStats::default();
+        for (i, x) in [[-1.0, 4.0], [-3.0, 2.0], [1.0, 8.0]].iter().enumerate() {
+            stats.observe(Samples::one(i as u64), &[1, 2], x);
+        }
+        let of = |calibrator| choose(&stats, calibrator, Target::default(), &Care::default());
+        assert_eq!(of(Calibrator::MinMaxAvg), Ok((-1.0, 14.0 / 3.0)));
+        assert_eq!(of(Calibrator::Ema(0.5)), Ok((-0.5, 5.5)));
+        // In range of the extremes and with zero, whatever the average says.
+        let positive = TensorStats::of(&[2.0, 5.0]);
+        let range = choose(
+            &positive,
+            Calibrator::MinMaxAvg,
+            Target::default(),
+            &Care::default(),
+        );
+        assert_eq!(range, Ok((0.0, 5.0)));
+    }
+
+    #[test]
+    fn auto_is_no_worse_than_any_candidate_and_weighs_channels() {
+        // Channel 0 holds what matters, channel 1 an outlier that no reader looks at.
+        let mut stats = TensorStats::new(&[1]);
+        for i in 0..500u16 {
+            let x = f32::from(i % 100) / 100.0;
+            let outlier = if i == 7 { 80.0 } else { x };
+            stats.observe(Samples::one(u64::from(i)), &[1, 2], &[x, outlier]);
+        }
+        let target = Target::default();
+        let of = |calibrator, care: &Care| choose(&stats, calibrator, target, care).unwrap();
+        let flat = Care::default();
+        let ranges: Vec<(f32, f32)> = stats.channels()[0].ranges().flatten().collect();
+        let care = Care::new(&ranges, &[1.0, 0.0]);
+        assert!(of(Calibrator::Auto, &flat).1 > 20.0);
+        assert!(of(Calibrator::Auto, &care).1 < 2.0);
+        for care in [&flat, &care] {
+            let error = WeightedError::new(stats.histogram(), care);
+            let least = error.of(of(Calibrator::Auto, care), target);
+            for candidate in CANDIDATES {
+                assert!(
+                    least <= error.of(of(candidate, care), target),
+                    "{candidate}"
+                );
+            }
+        }
     }
 
     proptest! {

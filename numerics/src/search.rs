@@ -2,10 +2,10 @@
 //!
 //! Both look at the histogram alone, whose bins are a small part of a quantization step.
 
-use crate::affine::{QParams, RangeError, choose_qparams, code_range};
+use crate::affine::{QParams, RangeError, choose_qparams};
 use crate::format::Scheme;
 use crate::histogram::{Bin, Histogram};
-use crate::observer::Target;
+use crate::observer::{Care, Target};
 
 /// 1.5 · 2^52: in this binade the f64 numbers are the integers.
 const ROUNDER: f64 = 6_755_399_441_055_744.0;
@@ -18,6 +18,28 @@ const LANES: usize = 8;
 /// the clipped region too. So bins narrower or wider than a step are both exact.
 pub fn squared_error(histogram: &Histogram, params: &QParams) -> f64 {
     Density::of(histogram).squared_error(params)
+}
+
+/// The squared errors of ranges, each value weighted by how much its readers depend on it.
+pub(crate) struct WeightedError(Density);
+
+impl WeightedError {
+    pub(crate) fn new(histogram: &Histogram, care: &Care) -> Self {
+        let inner = |bin: &Bin| if bin.low < 0.0 { bin.high } else { bin.low };
+        Self(Density::weighted(histogram, |bin| care.of(inner(bin))))
+    }
+
+    /// The error of the quantizer with this range; infinite if there is none.
+    pub(crate) fn of(&self, (low, high): (f32, f32), target: Target) -> f64 {
+        choose_qparams(
+            low.min(0.0),
+            high.max(0.0),
+            target.base,
+            target.scheme,
+            target.options,
+        )
+        .map_or(f64::INFINITY, |params| self.0.squared_error(&params))
+    }
 }
 
 /// A histogram for sums over its density, which is constant between its edges: an integral is a sum over the edges,
@@ -35,6 +57,11 @@ struct Density {
 
 impl Density {
     fn of(histogram: &Histogram) -> Self {
+        Self::weighted(histogram, |_| 1.0)
+    }
+
+    /// Every value counts as much as the weight of its bin.
+    fn weighted(histogram: &Histogram, weight: impl Fn(&Bin) -> f64) -> Self {
         let mut density = Density {
             width: histogram.bin_width(),
             edges: Vec::new(),
@@ -44,7 +71,7 @@ impl Density {
         let (mut before, mut end) = (0.0, 0.0);
         let mut sums = [0.0; 3];
         for bin in histogram.bins() {
-            let count = bin.count as f64;
+            let count = bin.count as f64 * if bin.count > 0 { weight(&bin) } else { 0.0 };
             density.push(bin.low, before - count, sums);
             let inner = if bin.low < 0.0 { bin.high } else { bin.low };
             sums[0] += count;
@@ -206,108 +233,8 @@ fn shrink(trial: impl Fn(f32) -> Trial) -> (f32, f64) {
     best
 }
 
-/// The range of least divergence `D_KL(P‖Q)`: `P` the histogram with what lies outside the range added to the
-/// outermost bins, `Q` the bins inside it merged into the target's levels and spread again over the bins that hold values.
-///
-/// Data on both sides of zero is cut at the same distance on both. Ranges from one bin to a level up to the whole are
-/// tried, in steps of 1 %. Of the divergence, what values drawn from `Q` itself would show is subtracted,
-/// `(bins − levels) / 2n` over those that hold five values or more; else every range would be charged for its number of bins.
-/// The bin at 0 counts no more than its neighbour: 0 has a code of its own, and the many exact zeros after a Relu
-/// would otherwise decide alone, merged with bins that hold little. With one bin to a level the rounding is not seen, so an outlier beyond some ten times the bulk lowers the precision of the cut.
-///
-/// Source: Migacz, *8-bit Inference with TensorRT*, 2017; the expectation: Miller, *Note on the bias of information
-/// estimates*, 1955.
-///
-/// # Errors
-/// [`RangeError::NoValues`] for an empty histogram.
-pub fn kl_range(histogram: &Histogram, target: Target) -> Result<(f32, f32), RangeError> {
-    let (min, max) = histogram.extremes().ok_or(RangeError::NoValues)?;
-    let mut bins: Vec<Bin> = histogram.bins().collect();
-    let below = bins.iter().take_while(|bin| bin.high <= 0.0).count();
-    let above = bins.len() - below;
-    if let [zero, next, ..] = &mut bins[below..] {
-        zero.count = zero.count.min(next.count);
-    }
-    let (qmin, qmax) = code_range(target.base, target.options);
-    let all_levels = (qmax - qmin) as usize + 1;
-    let symmetric = target.scheme == Scheme::Symmetric;
-    let levels = if below > 0 && above > 0 || !symmetric {
-        all_levels
-    } else {
-        all_levels / 2
-    };
-    let sides = if below > 0 && above > 0 { 2 } else { 1 };
-
-    let widest = below.max(above);
-    let mut reach = (levels / sides).max(1);
-    let mut best = (widest, f64::INFINITY);
-    while reach < widest {
-        let first = below.saturating_sub(reach);
-        let last = (below + reach).min(bins.len());
-        let found = divergence(&bins, first, last, levels);
-        if found < best.1 {
-            best = (reach, found);
-        }
-        reach += (reach / 100).max(1);
-    }
-    if divergence(&bins, 0, bins.len(), levels) <= best.1 {
-        best.0 = widest;
-    }
-    let reach = (best.0 as f64 * histogram.bin_width()) as f32;
-    Ok((min.max(-reach), max.min(reach)))
-}
-
-/// The divergence of cutting `bins` to `first..last` and merging that into `levels` groups, in nats per value.
-fn divergence(bins: &[Bin], first: usize, last: usize, levels: usize) -> f64 {
-    let sum = |bins: &[Bin]| bins.iter().map(|bin| bin.count as f64).sum::<f64>();
-    let inside = &bins[first..last];
-    let (total, kept) = (sum(bins), sum(inside));
-    if kept == 0.0 {
-        return f64::INFINITY;
-    }
-    let outside = (sum(&bins[..first]), sum(&bins[last..]));
-    let group_of = |bin: usize| bin * levels / inside.len();
-    let mut result = 0.0;
-    let mut freedom = 0.0;
-    let mut start = 0;
-    while start < inside.len() {
-        let length = inside[start..]
-            .iter()
-            .enumerate()
-            .take_while(|(at, _)| group_of(start + at) == group_of(start))
-            .count();
-        let group = &inside[start..start + length];
-        let holding = group.iter().filter(|bin| bin.count > 0).count() as f64;
-        let values = sum(group);
-        let q = if holding > 0.0 {
-            values / holding / kept
-        } else {
-            0.0
-        };
-        // The expectation holds from about five values in a bin on, as for the chi-squared statistic.
-        freedom += if values >= 5.0 * holding {
-            (holding - 1.0).max(0.0)
-        } else {
-            0.0
-        };
-        for (at, bin) in group.iter().enumerate() {
-            let mut p = bin.count as f64;
-            p += if start + at == 0 { outside.0 } else { 0.0 };
-            p += if start + at == inside.len() - 1 {
-                outside.1
-            } else {
-                0.0
-            };
-            let p = p / total;
-            if p > 0.0 {
-                // A tenth of a value is the floor where the bins inside the range hold none.
-                result += p * (p / q.max(0.1 / total)).ln();
-            }
-        }
-        start += length;
-    }
-    result - freedom / (2.0 * total)
-}
-
+mod kl;
 #[cfg(test)]
 mod tests;
+
+pub use kl::kl_range;

@@ -30,6 +30,8 @@ pub struct Calibration {
     pub samples: usize,
     /// Samples of the whole data, of which those may be a part.
     pub of: usize,
+    /// A digest of the beginning of the data, by which parts of other data are told apart; may be empty.
+    pub data: String,
     /// The indices of the samples that were run: `[first, end)`, ascending, with gaps between them.
     pub parts: Vec<(usize, usize)>,
     /// What the user should know of the data, sorted.
@@ -73,6 +75,9 @@ impl Calibration {
         }
         if self.of != other.of {
             return Err(CalibrationError::Data(self.of, other.of));
+        }
+        if self.data != other.data {
+            return Err(CalibrationError::OtherData);
         }
         for &(first, end) in &other.parts {
             let both = |&&(f, e): &&(usize, usize)| first < e && f < end;
@@ -138,6 +143,7 @@ impl Calibration {
             ("model", serde_json::to_string(&self.model)?),
             ("samples", self.samples.to_string()),
             ("of", self.of.to_string()),
+            ("data", serde_json::to_string(&self.data)?),
             ("parts", serde_json::to_string(&self.parts)?),
             ("notes", serde_json::to_string(&self.notes)?),
         ];

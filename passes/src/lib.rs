@@ -10,6 +10,7 @@ pub mod fold_batchnorm;
 pub mod fold_constants;
 pub mod freeze_initializers;
 pub mod fuse_gemm;
+pub mod importance;
 pub mod infer;
 pub mod inline_functions;
 pub mod insert_qdq;

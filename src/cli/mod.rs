@@ -13,6 +13,7 @@ use onnx_quant::engine::tract::TractEngine;
 use onnx_quant::ir::Model;
 use onnx_quant::ir::engine::Engine;
 
+mod calibrate;
 mod check;
 mod data_args;
 mod demo;
@@ -76,6 +77,8 @@ pub(crate) struct Global {
 enum Command {
     /// Run the whole job on an embedded model and data, step by step
     Demo(demo::Args),
+    /// Gather statistics of activations into a file, in shards if need be
+    Calibrate(Box<calibrate::Args>),
     /// Quantize a model
     Quantize(Box<quantize::Args>),
     /// Run two models side by side on evaluation data
@@ -113,6 +116,7 @@ pub fn main() -> ExitCode {
     }
     let result = match &cli.command {
         Command::Demo(a) => demo::run(a, &cli.global),
+        Command::Calibrate(a) => calibrate::run(a, &cli.global),
         Command::Quantize(a) => quantize::run(a, &cli.global),
         Command::Check(a) => check::run(a, &cli.global),
         Command::Run(a) => run::run(a, &cli.global),

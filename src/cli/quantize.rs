@@ -40,6 +40,9 @@ pub(crate) struct Args {
     /// Calibration data; without it only weights are quantized
     #[arg(long, value_name = "DATA")]
     calib: Option<PathBuf>,
+    /// Statistics that `calibrate` has written, instead of --calib
+    #[arg(long, value_name = "FILE", conflicts_with = "calib")]
+    stats: Option<PathBuf>,
     /// Evaluation data: both models are run on it and compared
     #[arg(long, value_name = "DATA")]
     eval: Option<PathBuf>,
@@ -71,7 +74,7 @@ pub(crate) struct Args {
     activation_scheme: Option<Scheme>,
     #[command(flatten)]
     target: TargetArgs,
-    /// How ranges are chosen: minmax, percentile:99.99, kl or mse
+    /// How ranges are chosen: minmax, minmax-avg, ema:0.9, percentile:99.99, kl, mse or auto
     #[arg(long, value_name = "METHOD", default_value = "mse")]
     calibrator: Calibrator,
     /// Least signal-to-noise ratio (dB) of a quantized activation; a layer below keeps its activation in float
@@ -172,6 +175,7 @@ impl Args {
         let mut job = Job {
             model: self.model.clone(),
             calibration: self.calib.as_ref().map(|p| self.data.spec(p, global)),
+            statistics: self.stats.clone(),
             evaluation: self.evaluation(global),
             labels: self.labels.clone(),
             max_drop: self.max_drop,
@@ -220,6 +224,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
     let given = [
         Some(&args.model),
         args.calib.as_ref(),
+        args.stats.as_ref(),
         args.eval.as_ref(),
         args.labels.as_ref(),
     ];

@@ -72,7 +72,16 @@ fn options(text: &str) -> BTreeSet<String> {
 #[test]
 fn options_of_the_readme_exist_and_none_is_missing() {
     let commands = [
-        "demo", "quantize", "check", "run", "inspect", "diff", "passes", "targets", "rewrite",
+        "calibrate",
+        "demo",
+        "quantize",
+        "check",
+        "run",
+        "inspect",
+        "diff",
+        "passes",
+        "targets",
+        "rewrite",
     ];
     let mut known = options("--version --workspace --path --release");
     for c in commands {

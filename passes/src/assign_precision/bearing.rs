@@ -4,10 +4,11 @@ use onnx_quant_ir::{DataType, Model, ValueId};
 use onnx_quant_numerics::affine::{QOptions, QParams, choose_qparams};
 use onnx_quant_numerics::format::Base;
 use onnx_quant_numerics::histogram::Histogram;
-use onnx_quant_numerics::observer::{self, Target};
+use onnx_quant_numerics::observer::{self, Calibrator, Care, Target};
 use onnx_quant_numerics::stats::TensorStats;
 
 use crate::calibration::Calibration;
+use crate::importance;
 use crate::layers::Pinned;
 use crate::ops;
 use crate::qdq;
@@ -43,9 +44,9 @@ pub(super) fn parameters(
         Some(Pinned::Range(min, max)) => Some((min, max)),
         None => given.or_else(|| ops::known_range(model, value)),
     };
-    let range = match (known, histogram) {
+    let range = match (known, stats) {
         (Some(range), _) => range,
-        (None, Some(h)) => observer::range_for(h, settings.calibrator, target)
+        (None, Some(stats)) => choose(model, value, stats, settings.calibrator, target)
             .map_err(|e| format!("activation `{name}`: {e}"))?,
         (None, None) => return Err(format!("activation `{name}` was not seen in calibration")),
     };
@@ -63,6 +64,24 @@ pub(super) fn parameters(
         }
     }
     Ok(params)
+}
+
+/// The range that a calibrator chooses; a refusal of values that are not finite names the first sample with them.
+fn choose(
+    model: &Model,
+    value: ValueId,
+    stats: &TensorStats,
+    calibrator: Calibrator,
+    target: Target,
+) -> Result<(f32, f32), String> {
+    let care = match calibrator {
+        Calibrator::Auto => importance::care(model, value, stats),
+        _ => Care::default(),
+    };
+    observer::choose(stats, calibrator, target, &care).map_err(|e| match stats.first_non_finite() {
+        Some(sample) => format!("{e}, first in calibration sample {sample} (counted from 0)"),
+        None => e.to_string(),
+    })
 }
 
 /// The signal-to-quantization-noise ratio in dB that a tensor with this histogram has after quantization:

@@ -20,6 +20,11 @@ pub enum CalibrationError {
     /// Data of different length.
     #[error("is of other data: {0} samples, not {1}; only parts of the same data can be merged")]
     Data(usize, usize),
+    /// Other data of the same length, or in another order.
+    #[error(
+        "is of other data, or of the same in another order; only parts of the same data can be merged"
+    )]
+    OtherData,
     /// The same samples twice.
     #[error("samples {0} to {1} are in more than one part: give every shard once")]
     Twice(usize, usize),

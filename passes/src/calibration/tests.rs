@@ -46,7 +46,7 @@ fn a_file_is_read_back() {
     let back = Calibration::read(&text).unwrap();
     assert_eq!(back, c);
     assert_eq!(bytes(&back), text);
-    assert_eq!(String::from_utf8(text).unwrap().lines().count(), 11);
+    assert_eq!(String::from_utf8(text).unwrap().lines().count(), 12);
 }
 
 #[test]
@@ -59,6 +59,7 @@ fn parts_that_do_not_fit_are_refused() {
     let text = refused(&|c| c.model = "sha256:fedcba9876543210".to_owned());
     assert!(text.contains("another model"), "{text}");
     assert!(refused(&|c| c.of = 11).contains("10 samples, not 11"));
+    assert!(refused(&|c| c.data = "0".to_owned()).contains("of other data"));
     assert!(refused(&|c| *c = part(2, 5)).contains("samples 2 to 2 are in more than one part"));
     let text = refused(&|c| drop(c.values.remove("a")));
     assert!(text.starts_with("`a` was observed in one part"), "{text}");

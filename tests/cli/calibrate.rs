@@ -1,0 +1,123 @@
+//! Calibration as a file: shards, merging, resuming, and what is refused.
+
+use super::sandbox::{Sandbox, noise};
+
+#[test]
+fn statistics_from_a_file_give_the_same_model() {
+    let dir = Sandbox::with_net();
+    dir.line("calibrate net.onnx --calib calib.npz -o stats.json")
+        .ends(0);
+    for calibrator in [
+        "mse",
+        "minmax",
+        "minmax-avg",
+        "ema:0.9",
+        "percentile:99.9",
+        "kl",
+        "auto",
+    ] {
+        let quantize = format!("quantize net.onnx --calibrator {calibrator}");
+        dir.line(&format!("{quantize} --calib calib.npz -o direct.onnx"))
+            .ends(0);
+        dir.line(&format!("{quantize} --stats stats.json -o later.onnx"))
+            .ends(0);
+        assert_eq!(
+            dir.read("direct.onnx"),
+            dir.read("later.onnx"),
+            "{calibrator}"
+        );
+    }
+    let target = "quantize net.onnx --target openvino --activations int8";
+    dir.line(&format!("{target} --calib calib.npz -o direct.onnx"))
+        .ends(0);
+    dir.line(&format!("{target} --stats stats.json -o later.onnx"))
+        .ends(0);
+    assert_eq!(dir.read("direct.onnx"), dir.read("later.onnx"));
+}
+
+#[test]
+fn shards_merge_to_the_bytes_of_a_single_run() {
+    let dir = Sandbox::with_net();
+    dir.line("calibrate net.onnx --calib calib.npz -o all.json")
+        .ends(0);
+    dir.line("calibrate net.onnx --calib calib.npz -o one.json --threads 1")
+        .ends(0);
+    assert_eq!(dir.read("one.json"), dir.read("all.json"));
+    for k in 1..=3 {
+        let run = format!("calibrate net.onnx --calib calib.npz --shard {k}/3 -o part{k}.json");
+        dir.line(&run).ends(0);
+    }
+    dir.line("calibrate --merge part3.json part1.json part2.json -o merged.json")
+        .ends(0);
+    assert_eq!(dir.read("merged.json"), dir.read("all.json"));
+    dir.line("calibrate --merge part1.json part1.json -o x.json")
+        .refuses(&["more than one part"]);
+    let partial = dir
+        .line("quantize net.onnx --stats part2.json -o x.onnx --json")
+        .ends(0);
+    assert!(
+        partial.stdout.contains("of 16 calibration samples"),
+        "{}",
+        partial.stdout
+    );
+    for (shard, words) in [
+        ("0/3", "counted from 1"),
+        ("4/3", "counted from 1"),
+        ("x", "K/N"),
+    ] {
+        let run = format!("calibrate net.onnx --calib calib.npz --shard {shard} -o x.json");
+        assert!(dir.line(&run).ends(2).stderr.contains(words));
+    }
+    assert!(!dir.has("x.json"));
+}
+
+#[test]
+fn an_interrupted_run_goes_on_with_the_same_bytes() {
+    let dir = Sandbox::with_net();
+    dir.line("calibrate net.onnx --calib calib.npz -o all.json")
+        .ends(0);
+    // What a run that was killed half way has left.
+    dir.line("calibrate net.onnx --calib calib.npz --shard 1/2 -o half.json")
+        .ends(0);
+    dir.write("resumed.json.part", &dir.read("half.json"));
+    let ran = dir
+        .line("calibrate net.onnx --calib calib.npz --resume -o resumed.json --json")
+        .ends(0);
+    assert_eq!(ran.json()["resumed"], 8);
+    assert_eq!(dir.read("resumed.json"), dir.read("all.json"));
+    assert!(!dir.has("resumed.json.part"));
+    // Without a checkpoint it starts anew.
+    dir.line("calibrate net.onnx --calib calib.npz --resume -o fresh.json")
+        .ends(0);
+    assert_eq!(dir.read("fresh.json"), dir.read("all.json"));
+    // A checkpoint of other data, or of another shard, is not mixed in.
+    dir.write("other.json.part", &dir.read("half.json"));
+    dir.npz("other.npz", &[("x", &[16, 1, 8, 8], &noise(16 * 64, 9))]);
+    dir.line("calibrate net.onnx --calib other.npz --resume -o other.json")
+        .refuses(&["other.json.part", "other data"]);
+    dir.line("calibrate net.onnx --calib calib.npz --shard 2/2 --resume -o other.json")
+        .refuses(&["other.json.part", "another shard"]);
+}
+
+#[test]
+fn files_that_do_not_belong_are_refused() {
+    let dir = Sandbox::with_net();
+    dir.line("calibrate net.onnx --calib calib.npz -o stats.json")
+        .ends(0);
+    dir.line("rewrite net.onnx --pipeline strip_debug_info,fold_constants,upgrade_opset{to=22} -o other.onnx");
+    if dir.has("other.onnx") && dir.read("other.onnx") != dir.read("net.onnx") {
+        dir.line("quantize other.onnx --stats stats.json -o x.onnx")
+            .refuses(&["stats.json", "another model"]);
+    }
+    dir.write("bad.json", b"{}");
+    dir.line("quantize net.onnx --stats bad.json -o x.onnx")
+        .refuses(&["bad.json", "is not a calibration file"]);
+    dir.line("quantize net.onnx --stats absent.json -o x.onnx")
+        .refuses(&["absent.json", "cannot be read"]);
+    dir.npz("longer.npz", &[("x", &[8, 1, 8, 8], &noise(8 * 64, 1))]);
+    dir.line("calibrate net.onnx --calib longer.npz -o longer.json")
+        .ends(0);
+    dir.line("calibrate --merge stats.json longer.json -o x.json")
+        .refuses(&["longer.json", "16 samples, not 8"]);
+    assert!(!dir.has("x.onnx") && !dir.has("x.json"));
+}
