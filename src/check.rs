@@ -1,5 +1,7 @@
 //! Two models side by side on the same data: how much the second differs from the first.
 
+pub mod engines;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -244,15 +246,7 @@ impl<'a> Checker<'a> {
             .names
             .iter()
             .zip(&total.outputs)
-            .map(|(name, s)| OutputReport {
-                name: name.clone(),
-                cosine: s.compare.cosine(),
-                sqnr_db: finite(s.compare.sqnr_db()),
-                kl: s.kl.mean(),
-                agreement: s.agreement.share(),
-                max_abs_error: s.compare.max_abs_error,
-                non_finite_mismatches: s.compare.non_finite_mismatches,
-            })
+            .map(|(name, s)| s.report(name))
             .collect();
         let mut layers: Vec<LayerReport> = self
             .layers
@@ -412,6 +406,26 @@ impl Rows {
     }
 }
 
+impl OutputSums {
+    fn merge(&mut self, other: &Self) {
+        self.compare.merge(&other.compare);
+        self.kl.merge(&other.kl);
+        self.agreement.merge(&other.agreement);
+    }
+
+    fn report(&self, name: &str) -> OutputReport {
+        OutputReport {
+            name: name.to_owned(),
+            cosine: self.compare.cosine(),
+            sqnr_db: finite(self.compare.sqnr_db()),
+            kl: self.kl.mean(),
+            agreement: self.agreement.share(),
+            max_abs_error: self.compare.max_abs_error,
+            non_finite_mismatches: self.compare.non_finite_mismatches,
+        }
+    }
+}
+
 impl Labelled {
     fn merge(&mut self, other: &Self) {
         match (self, other) {
@@ -431,9 +445,7 @@ impl Labelled {
 impl Sums {
     fn merge(&mut self, other: &Self) {
         for (a, b) in self.outputs.iter_mut().zip(&other.outputs) {
-            a.compare.merge(&b.compare);
-            a.kl.merge(&b.kl);
-            a.agreement.merge(&b.agreement);
+            a.merge(b);
         }
         for (a, b) in self.layers.iter_mut().zip(&other.layers) {
             a.merge(b);

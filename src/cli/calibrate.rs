@@ -8,7 +8,8 @@ use onnx_quant::calibrate::file::{self, FileJob};
 use onnx_quant::passes::calibration::Calibration;
 
 use super::data_args::DataArgs;
-use super::{Global, Outcome, check_output, engine, output};
+use super::engine_args::EngineArgs;
+use super::{Global, Outcome, check_output, output};
 
 /// The options of `calibrate`.
 #[derive(Debug, clap::Args)]
@@ -47,6 +48,8 @@ pub(crate) struct Args {
     keep_input: Vec<String>,
     #[command(flatten)]
     data: DataArgs,
+    #[command(flatten)]
+    engine: EngineArgs,
 }
 
 /// Reads `3/8`.
@@ -86,7 +89,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
         resume: args.resume,
         output: args.output.clone(),
     };
-    let done = file::calibrate_to_file(&job, &engine())?;
+    let done = file::calibrate_to_file(&job, &args.engine.engine()?)?;
     show(args, global, &done.calibration, done.resumed)
 }
 

@@ -2,13 +2,16 @@
 
 use std::path::PathBuf;
 
+use anyhow::Context;
+use onnx_quant::check::engines::{EngineReport, agree};
 use onnx_quant::quantize::Evaluation;
 use onnx_quant::stages::compare;
 use serde::Serialize;
 
 use super::data_args::DataArgs;
+use super::engine_args::Engines;
 use super::metric::MetricArgs;
-use super::{Global, Outcome, engine, output};
+use super::{Global, Outcome, output};
 
 /// The options of `check`.
 #[derive(Debug, clap::Args)]
@@ -27,6 +30,15 @@ pub(crate) struct Args {
     /// Labels of the evaluation data: .npy with classes [N] or target ids [N, T], or .csv of file,class for images
     #[arg(long, value_name = "FILE", requires = "eval")]
     labels: Option<PathBuf>,
+    /// The runtime: tract, onnxruntime (an installed one: ORT_DYLIB_PATH, or that of a Python environment), or both, which
+    /// also shows whether they agree on each model
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "tract",
+        hide_possible_values = true
+    )]
+    engine: Engines,
     #[command(flatten)]
     data: DataArgs,
     #[command(flatten)]
@@ -45,6 +57,8 @@ struct Answer<'a> {
     candidate: String,
     #[serde(flatten)]
     check: &'a onnx_quant::check::CheckReport,
+    /// Each model on both runtimes, with `--engine both`.
+    engines: &'a [EngineReport],
     notes: Vec<String>,
     max_drop: Option<f64>,
     held: Option<bool>,
@@ -63,13 +77,23 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
         )?),
         None => None,
     };
+    let (engine, other) = args.engine.open()?;
     let check = compare(
         (&reference, Some(&args.reference)),
         &candidate,
-        &engine(),
+        &engine,
         evaluation.as_ref(),
         metric.as_ref(),
     )?;
+    let mut engines = Vec::new();
+    if let Some(other) = &other {
+        let data = evaluation.as_ref().map(|e| e.data().0);
+        let data = data.context("--engine both needs --eval: the runtimes are compared on data")?;
+        for (path, model) in [(&args.reference, &reference), (&args.candidate, &candidate)] {
+            let label = path.display().to_string();
+            engines.push(agree(&label, model, [&engine, other], data)?);
+        }
+    }
     let notes = evaluation.map_or_else(Vec::new, |e| e.notes());
     let held = args.max_drop.map(|m| check.task.drop <= m);
     if global.json {
@@ -77,12 +101,14 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
             reference: args.reference.display().to_string(),
             candidate: args.candidate.display().to_string(),
             check: &check,
+            engines: &engines,
             notes,
             max_drop: args.max_drop,
             held,
         })?;
     } else {
         let mut text = output::check_text(&check, args.layers);
+        text.push_str(&output::engines_text(&engines));
         for note in notes {
             text.push_str(&format!("note: {note}\n"));
         }

@@ -18,6 +18,7 @@ mod check;
 mod data_args;
 mod demo;
 mod diff;
+mod engine_args;
 mod inspect;
 mod metric;
 mod output;

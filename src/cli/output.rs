@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::io::{self, Write};
 
 use onnx_quant::check::CheckReport;
+use onnx_quant::check::engines::EngineReport;
 use onnx_quant::report::Report;
 use serde::Serialize;
 
@@ -97,6 +98,33 @@ pub(crate) fn short(name: &str) -> String {
 
 /// A drop from which the check speaks up even where no budget was given.
 const LOUD: f64 = 0.01;
+
+/// Each model on both runtimes.
+pub(crate) fn engines_text(engines: &[EngineReport]) -> String {
+    let mut out = String::new();
+    for e in engines {
+        let _ = writeln!(
+            out,
+            "{}: {} against {} on {} samples",
+            e.model, e.candidate, e.reference, e.samples
+        );
+        let mut rows = vec![
+            ["output", "agreement", "SQNR dB", "max diff"]
+                .map(str::to_owned)
+                .to_vec(),
+        ];
+        rows.extend(e.outputs.iter().map(|o| {
+            vec![
+                short(&o.name),
+                o.agreement.map_or("-".to_owned(), |v| format!("{v:.4}")),
+                decibels(o.sqnr_db),
+                format!("{:.2e}", o.max_abs_error),
+            ]
+        }));
+        out.push_str(&table(&rows));
+    }
+    out
+}
 
 /// The result of a comparison as text; `layers` says how many of the worst layers are shown.
 pub(crate) fn check_text(check: &CheckReport, layers: usize) -> String {

@@ -15,9 +15,10 @@ use onnx_quant::quantize::{Job, Quantized, quantize};
 use onnx_quant::report;
 
 use super::data_args::DataArgs;
+use super::engine_args::EngineArgs;
 use super::metric::MetricArgs;
 use super::target::TargetArgs;
-use super::{Global, Outcome, check_output, engine, output};
+use super::{Global, Outcome, check_output, output};
 
 /// The options of `quantize`.
 #[derive(Debug, clap::Args)]
@@ -110,6 +111,8 @@ pub(crate) struct Args {
     /// Stop after N passes of each stage
     #[arg(long, value_name = "N", help_heading = "Debugging")]
     pass_limit: Option<usize>,
+    #[command(flatten)]
+    engine: EngineArgs,
     #[command(flatten)]
     data: DataArgs,
     /// Use at most N samples of the evaluation data; --samples is for the calibration data
@@ -245,7 +248,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
             eprintln!("{line}");
         }
     };
-    let mut done = quantize(&job, &engine(), &mut say)?;
+    let mut done = quantize(&job, &args.engine.engine()?, &mut say)?;
     let holds = done.budget_holds();
     if holds || args.force {
         let written = save::save(&done.model, &args.output, job.external).with_context(|| {

@@ -7,7 +7,8 @@ use onnx_quant::run::{run as run_model, write_npz};
 use serde::Serialize;
 
 use super::data_args::DataArgs;
-use super::{Global, Outcome, check_output, engine, output};
+use super::engine_args::EngineArgs;
+use super::{Global, Outcome, check_output, output};
 
 /// The options of `run`.
 #[derive(Debug, clap::Args)]
@@ -25,6 +26,8 @@ pub(crate) struct Args {
     /// Where the outputs go (.npz)
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
+    #[command(flatten)]
+    engine: EngineArgs,
     #[command(flatten)]
     feed: DataArgs,
 }
@@ -49,7 +52,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
     check_output(&args.output, &[&args.model, &args.data])?;
     let model = super::load(&args.model)?;
     let data = args.feed.spec(&args.data, global).open(&model)?;
-    let outputs = run_model(&model, &engine(), &data)?;
+    let outputs = run_model(&model, &args.engine.engine()?, &data)?;
     save::write_atomically(&args.output, |f| write_npz(&outputs, f))?;
     let answer = Answer {
         output: args.output.display().to_string(),

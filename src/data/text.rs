@@ -39,6 +39,9 @@ enum Role {
     Positions,
 }
 
+/// The places of the inputs that are fed, and with what and in which type.
+type Given = (Vec<usize>, Vec<(Role, DataType)>);
+
 #[derive(Debug)]
 struct TextItems {
     tokens: Mutex<File>,
@@ -180,11 +183,7 @@ fn role(name: &str) -> Option<Role> {
 }
 
 /// The inputs that a text feeds, and with what.
-fn roles(
-    spec: &DataSpec,
-    signature: &Signature,
-    fills: &Fills,
-) -> Result<(Vec<usize>, Vec<(Role, DataType)>), DataError> {
+fn roles(spec: &DataSpec, signature: &Signature, fills: &Fills) -> Result<Given, DataError> {
     let open = |i: &usize| fills.0[*i].is_none() && !signature.inputs[*i].optional;
     let open: Vec<usize> = (0..signature.inputs.len()).filter(open).collect();
     let mut found: Vec<(usize, Role)> = Vec::new();

@@ -3,7 +3,11 @@
 //! **Architecture invariant:** only [`mod@tract`] imports tract.
 
 pub mod cache;
+#[cfg(feature = "onnxruntime")]
+pub mod onnxruntime;
 pub mod tract;
 
 pub use cache::SessionCache;
+#[cfg(feature = "onnxruntime")]
+pub use onnxruntime::OnnxRuntimeEngine;
 pub use tract::TractEngine;

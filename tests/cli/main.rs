@@ -5,5 +5,6 @@ mod bad_input;
 mod calibrate;
 mod commands;
 mod data;
+mod engine;
 mod readme;
 mod sandbox;

@@ -1,5 +1,5 @@
 //! Scaling with antialiasing, bit for bit as Pillow does it (`src/libImaging/Resample.c`): the filter grows with the
-//! factor of reduction, rows are scaled before columns, weights have 22 fractional bits, and rows are rounded to bytes.
+//! factor of reduction, rows and columns are scaled one after the other, weights have 22 fractional bits, and rows are rounded to bytes.
 
 use crate::data::image_spec::Filter;
 
@@ -18,16 +18,28 @@ pub(super) struct Pixels {
 impl Pixels {
     /// The image scaled to a size.
     pub(super) fn resize(self, height: usize, width: usize, filter: Filter) -> Self {
-        let mut image = self;
-        if width != image.width {
-            let weights = Weights::new(image.width, width, filter);
-            image = image.scale_rows(&weights, width);
+        let lost = |from: usize, to: usize| from as i64 - to as i64;
+        let (rows, columns) = (lost(self.height, height), lost(self.width, width));
+        // Each pass rounds to bytes, so the order shows. Pillow does columns first where that shrinks the image more.
+        if rows > 0 && rows > 2 * columns {
+            self.with_height(height, filter).with_width(width, filter)
+        } else {
+            self.with_width(width, filter).with_height(height, filter)
         }
-        if height != image.height {
-            let weights = Weights::new(image.height, height, filter);
-            image = image.scale_columns(&weights, height);
+    }
+
+    fn with_width(self, width: usize, filter: Filter) -> Self {
+        if width == self.width {
+            return self;
         }
-        image
+        self.scale_rows(&Weights::new(self.width, width, filter), width)
+    }
+
+    fn with_height(self, height: usize, filter: Filter) -> Self {
+        if height == self.height {
+            return self;
+        }
+        self.scale_columns(&Weights::new(self.height, height, filter), height)
     }
 
     fn scale_rows(&self, weights: &Weights, width: usize) -> Self {
