@@ -12,6 +12,7 @@ use onnx_quant_numerics::metrics::Compare;
 use onnx_quant_numerics::minmax::min_max;
 use onnx_quant_numerics::observer::{Calibrator, range};
 use onnx_quant_numerics::quantize::{fake_quant, quantize_i8};
+use onnx_quant_numerics::stats::{Samples, TensorStats};
 
 fn main() {
     divan::main();
@@ -129,6 +130,41 @@ fn compare(bencher: Bencher, len: usize) {
     bencher
         .counter(ItemsCount::new(len))
         .bench_local(|| compare.add(black_box(&data), &data));
+}
+
+/// All statistics of a tensor of eight samples with 16 channels, as calibration gathers them.
+#[divan::bench(args = LENGTHS, consts = [false, true])]
+fn statistics_observe<const RELU: bool>(bencher: Bencher, len: usize) {
+    let data = values(len, RELU);
+    let mut stats = TensorStats::new(&[1]);
+    let samples = Samples {
+        first: 0,
+        count: 8,
+        padded: 0,
+    };
+    let dims = [8, 16, len / 128];
+    bencher
+        .counter(ItemsCount::new(len))
+        .bench_local(|| stats.observe(samples, &dims, black_box(&data)));
+}
+
+/// A thousand tensors, one after the other.
+#[divan::bench(args = ["kl", "mse"], sample_count = 3)]
+fn thousand_searches(bencher: Bencher, name: &str) {
+    let tensors: Vec<Histogram> = (0..1000u16)
+        .map(|i| {
+            let mut histogram = Histogram::new();
+            let scale = 1.0 + f32::from(i) / 500.0;
+            let data = values(1 << 12, i % 2 == 0);
+            histogram.observe(&data.iter().map(|x| x * scale).collect::<Vec<_>>());
+            histogram
+        })
+        .collect();
+    let calibrator: Option<Calibrator> = name.parse().ok();
+    bencher.bench(|| {
+        let ranges = tensors.iter().map(|h| calibrator.map(|c| range(h, c)));
+        ranges.filter(|r| r.is_some()).count()
+    });
 }
 
 #[divan::bench(args = ["minmax", "percentile:99.99", "kl", "mse"])]

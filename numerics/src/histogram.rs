@@ -168,6 +168,28 @@ impl Histogram {
         add_shifted(&mut self.negative, &other.negative, shift);
     }
 
+    /// [`Self::observe`] for finite values whose extremes are known, which are then not looked for again.
+    pub(crate) fn observe_within(&mut self, x: &[f32], (min, max): (f32, f32)) {
+        if x.len() < LONG {
+            self.observe(x);
+            return;
+        }
+        self.min = self.min.min(min);
+        self.max = self.max.max(max);
+        self.widen(exponent_for(max.max(-min)));
+        self.make_room(min, max);
+        let reciprocal = power_of_two(-self.exponent);
+        TABLES.with_borrow_mut(|tables| {
+            for chunk in x.chunks(CHUNK) {
+                if tables.is_full() {
+                    tables.drain_into(self);
+                }
+                tables.count(chunk, reciprocal);
+            }
+            tables.drain_into(self);
+        });
+    }
+
     fn observe_chunk(&mut self, chunk: &[f32], tables: Option<&mut Tables>) {
         let (min, max) = min_max(chunk);
         if !min.is_finite() || !max.is_finite() {
@@ -305,11 +327,15 @@ const WAYS: usize = 4;
 /// Values whose bins are computed together.
 const LANES: usize = 16;
 
+/// Chunks of which no more than `u16::MAX` values fall into one table.
+const FULL: usize = u16::MAX as usize / (CHUNK / WAYS + LANES);
+
 /// Short-lived counts: positive bin `m` at `m`, negative bin `m` at `BINS − 1 − m`.
 struct Tables {
-    ways: Vec<[u32; BINS]>,
-    /// Values counted since the last drain; no counter exceeds it.
-    pending: u32,
+    /// Of 16 bits, so that the tables stay in the nearest caches.
+    ways: Vec<[u16; BINS]>,
+    /// Chunks counted since the last drain.
+    pending: usize,
 }
 
 impl Tables {
@@ -321,7 +347,7 @@ impl Tables {
     }
 
     fn is_full(&self) -> bool {
-        self.pending > u32::MAX - CHUNK as u32
+        self.pending >= FULL
     }
 
     /// Counts up to [`CHUNK`] finite values.
@@ -337,16 +363,17 @@ impl Tables {
         for values in chunks {
             let bins = values.map(bin);
             for [i, j, k, l] in bins.as_chunks::<WAYS>().0 {
-                a[*i as usize] += 1;
-                b[*j as usize] += 1;
-                c[*k as usize] += 1;
-                d[*l as usize] += 1;
+                // The remainder keeps the compiler from checking bounds that it has lost sight of.
+                a[*i as usize % BINS] += 1;
+                b[*j as usize % BINS] += 1;
+                c[*k as usize % BINS] += 1;
+                d[*l as usize % BINS] += 1;
             }
         }
         for &x in rest {
             a[bin(x) as usize] += 1;
         }
-        self.pending += chunk.len() as u32;
+        self.pending += 1;
     }
 
     /// Moves the counts to a histogram that has room for them.

@@ -113,19 +113,33 @@ impl TensorStats {
         } else {
             data
         };
+        let mut all = (f32::INFINITY, f32::NEG_INFINITY);
         for (index, part) in (samples.first..).zip(data.chunks(length.max(1))) {
             let extremes = min_max(part);
             if extremes.0.is_finite() && extremes.1.is_finite() {
                 self.samples.insert(index, extremes);
+                all = (
+                    all.0.min(extremes.0),
+                    if all.1.is_nan() {
+                        all.1
+                    } else {
+                        all.1.max(extremes.1)
+                    },
+                );
                 continue;
             }
+            all.1 = f32::NAN;
             self.non_finite = Some(self.non_finite.map_or(index, |was| was.min(index)));
             let finite: Vec<f32> = part.iter().copied().filter(|x| x.is_finite()).collect();
             if !finite.is_empty() {
                 self.samples.insert(index, min_max(&finite));
             }
         }
-        self.histogram.observe(data);
+        if all.0 <= all.1 {
+            self.histogram.observe_within(data, all);
+        } else {
+            self.histogram.observe(data);
+        }
         for channels in &mut self.channels {
             channels.observe(dims, data);
         }

@@ -50,7 +50,7 @@ fn shards_merge_to_the_bytes_of_a_single_run() {
     dir.line("calibrate --merge part3.json part1.json part2.json -o merged.json")
         .ends(0);
     assert_eq!(dir.read("merged.json"), dir.read("all.json"));
-    dir.line("calibrate --merge part1.json part1.json -o x.json")
+    dir.line("calibrate --merge part2.json part2.json -o x.json")
         .refuses(&["more than one part"]);
     let partial = dir
         .line("quantize net.onnx --stats part2.json -o x.onnx --json")

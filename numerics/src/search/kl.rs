@@ -142,19 +142,39 @@ impl Problem {
         }
         // From zero outwards, where most values are: a hopeless candidate is known soonest.
         let middle = (self.below.min(last) - first) * groups / length;
-        for (step, group) in (middle..groups).chain((0..middle).rev()).enumerate() {
-            let [values, holding, entropy] = self.between(edge(group), edge(group + 1));
-            if values > 0.0 {
-                sum += entropy - values * ln(values / holding);
-                if values >= 5.0 * holding {
-                    sum -= (holding - 1.0) / 2.0;
-                }
+        let table = LOGARITHMS.as_slice();
+        let mut edges = Edges::at(first, length, groups, middle);
+        let mut from = edges.edge;
+        let mut gain = 0.0;
+        for step in 0..groups {
+            if step == groups - middle {
+                edges = Edges::at(first, length, groups, middle);
+                from = edges.edge;
             }
+            let (low, high) = if step < groups - middle {
+                edges.up();
+                (from, edges.edge)
+            } else {
+                edges.down();
+                (edges.edge, from)
+            };
+            from = edges.edge;
+            let [values, holding, entropy] = self.between(low, high);
+            // Without branches: which groups of sparse data hold values cannot be predicted.
+            let at_least_one = holding.max(1.0);
+            sum += entropy - values * ln(table, values.max(0.5) / at_least_one);
+            let dense = if values >= 5.0 * at_least_one {
+                1.0
+            } else {
+                0.0
+            };
+            gain += dense * (at_least_one - 1.0);
             open -= holding;
-            if step % STRIDE == STRIDE - 1 && sum - open / 2.0 > limit * self.total {
+            if step % STRIDE == STRIDE - 1 && sum - (open + gain) / 2.0 > limit * self.total {
                 return f64::INFINITY;
             }
         }
+        sum -= gain / 2.0;
         sum / self.total
     }
 
@@ -181,22 +201,64 @@ impl Problem {
     }
 }
 
+/// An edge between two groups of bins, `first + ⌈group · length / groups⌉`, moved without a division.
+struct Edges {
+    edge: usize,
+    /// What the division leaves over.
+    rest: usize,
+    whole: usize,
+    part: usize,
+    groups: usize,
+}
+
+impl Edges {
+    fn at(first: usize, length: usize, groups: usize, group: usize) -> Self {
+        let dividend = group * length + groups - 1;
+        Edges {
+            edge: first + dividend / groups,
+            rest: dividend % groups,
+            whole: length / groups,
+            part: length % groups,
+            groups,
+        }
+    }
+
+    fn up(&mut self) {
+        self.edge += self.whole;
+        self.rest += self.part;
+        if self.rest >= self.groups {
+            self.rest -= self.groups;
+            self.edge += 1;
+        }
+    }
+
+    fn down(&mut self) {
+        self.edge -= self.whole;
+        if self.rest < self.part {
+            self.rest += self.groups;
+            self.edge -= 1;
+        }
+        self.rest -= self.part;
+    }
+}
+
 /// Entries of the table of logarithms.
 const ENTRIES: usize = 1 << 10;
 
+static LOGARITHMS: LazyLock<Vec<(f64, f64)>> = LazyLock::new(|| {
+    let middle = |i: usize| 1.0 + (i as f64 + 0.5) / ENTRIES as f64;
+    (0..ENTRIES)
+        .map(|i| (1.0 / middle(i), middle(i).ln()))
+        .collect()
+});
+
 /// The natural logarithm of a positive normal number, to 1e-13 or better: the middle of the nearest of [`ENTRIES`]
 /// parts of the binade from a table, and three terms of the series around it.
-fn ln(x: f64) -> f64 {
-    static TABLE: LazyLock<Vec<(f64, f64)>> = LazyLock::new(|| {
-        let middle = |i: usize| 1.0 + (i as f64 + 0.5) / ENTRIES as f64;
-        (0..ENTRIES)
-            .map(|i| (1.0 / middle(i), middle(i).ln()))
-            .collect()
-    });
+fn ln(table: &[(f64, f64)], x: f64) -> f64 {
     let bits = x.to_bits();
     let exponent = (bits >> 52) as i32 - 1023;
     let mantissa = f64::from_bits(bits & ((1 << 52) - 1) | 1023 << 52);
-    let (reciprocal, log) = TABLE[(bits >> 42) as usize & (ENTRIES - 1)];
+    let (reciprocal, log) = table[(bits >> 42) as usize & (ENTRIES - 1)];
     let r = mantissa * reciprocal - 1.0;
     f64::from(exponent) * std::f64::consts::LN_2 + log + r * (1.0 - r * (0.5 - r / 3.0))
 }
@@ -225,8 +287,8 @@ mod tests {
         let groups = p.levels.min(inside.len());
         let mut result = 0.0;
         for group in 0..groups {
-            let of_group = |&i: &usize| i * groups / inside.len() == group;
-            let members: Vec<usize> = (0..inside.len()).filter(of_group).collect();
+            let start = |group: usize| (group * inside.len()).div_ceil(groups);
+            let members: Vec<usize> = (start(group)..start(group + 1)).collect();
             let values: f64 = members.iter().map(|&i| inside[i]).sum();
             let holding = members.iter().filter(|&&i| inside[i] > 0.0).count() as f64;
             let q = if values > 0.0 {
@@ -299,7 +361,7 @@ mod tests {
     #[test]
     fn logarithms() {
         for x in [1.0, 2.0, 0.1, 1e-300, 123_456.789, 1e18, 1.999_999] {
-            assert!((ln(x) - f64::ln(x)).abs() < 1e-10, "{x}");
+            assert!((ln(&LOGARITHMS, x) - f64::ln(x)).abs() < 1e-10, "{x}");
         }
     }
 
