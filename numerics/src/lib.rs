@@ -14,6 +14,8 @@
 //! * [`exact`]: sums that do not depend on the order
 //! * [`observer`]: a range from a histogram
 //! * [`search`]: the ranges of least divergence and of least error
+//! * [`mod@grouping`]: which values share a scale; [`scaling`]: their scales; [`mod@encode`]: their codes
+//! * [`blockfloat`], [`vsq`]: scales of two levels, and of powers of two
 //! * [`minifloat`]: floats of 4 to 8 bits
 //! * [`mod@pack`]: codes of fewer than 8 bits in bytes
 //! * [`metrics`]: outputs compared
@@ -21,10 +23,13 @@
 
 pub mod affine;
 pub mod bias;
+pub mod blockfloat;
 pub mod channel;
 pub mod exact;
+pub mod encode;
 pub mod float;
 pub mod format;
+pub mod grouping;
 pub mod histogram;
 pub mod metrics;
 pub mod minifloat;
@@ -32,5 +37,7 @@ pub mod minmax;
 pub mod observer;
 pub mod pack;
 pub mod quantize;
+pub mod scaling;
 pub mod search;
 pub mod stats;
+pub mod vsq;

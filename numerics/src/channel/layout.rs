@@ -73,7 +73,7 @@ impl Layout {
         })
     }
 
-    pub(super) fn check(&self, found: usize) -> Result<(), LayoutError> {
+    pub(crate) fn check(&self, found: usize) -> Result<(), LayoutError> {
         let Layout {
             outer,
             channels,

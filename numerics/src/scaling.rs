@@ -1,0 +1,285 @@
+//! The scales of weights: from the extremes of each group, or by search for the least squared error.
+//!
+//! The search tries the scale of the extremes and smaller ones, so that its error is never larger than theirs.
+
+use std::fmt;
+use std::str::FromStr;
+
+use rayon::prelude::*;
+
+use crate::affine::{QOptions, QParams, RangeError, choose_qparams};
+use crate::channel::LayoutError;
+use crate::format::{Base, FormatError, Scheme, lookup};
+use crate::grouping::Grouping;
+use crate::minifloat::{Encoder, MiniFloat, pow2};
+use crate::quantize::{Kernel, quantize_wide};
+
+/// How the range of a group of weights is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum WeightCalibrator {
+    /// The extremes.
+    MinMax,
+    /// The least squared error.
+    Mse,
+}
+
+const NAMES: [(&str, WeightCalibrator); 2] = [
+    ("minmax", WeightCalibrator::MinMax),
+    ("mse", WeightCalibrator::Mse),
+];
+
+impl fmt::Display for WeightCalibrator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(NAMES[*self as usize].0)
+    }
+}
+
+impl FromStr for WeightCalibrator {
+    type Err = FormatError;
+
+    fn from_str(text: &str) -> Result<Self, FormatError> {
+        let names = NAMES.iter().map(|(name, _)| *name);
+        lookup("weight calibrator", text, names).map(|at| NAMES[at].1)
+    }
+}
+
+impl WeightCalibrator {
+    /// What a format uses unless told otherwise: with fewer than 8 bits clipping pays, with 8 and more it does not, and
+    /// block formats have an algorithm of their own.
+    pub fn default_for(base: Base) -> Self {
+        let info = base.info();
+        match base.own_block() {
+            None if info.bits < 8 => WeightCalibrator::Mse,
+            _ => WeightCalibrator::MinMax,
+        }
+    }
+}
+
+/// What a scale may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ScaleKind {
+    /// A power of two.
+    pub power_of_two: bool,
+    /// Stored as FP16: rounded to it, and not below its smallest normal number.
+    pub half: bool,
+}
+
+impl ScaleKind {
+    /// The scale as it is stored. A power of two is the next above, so that nothing is clipped.
+    pub fn stored(self, scale: f32) -> f32 {
+        let scale = if self.power_of_two {
+            next_power_of_two(scale)
+        } else {
+            scale
+        };
+        if self.half {
+            let nearest = half::f16::from_f32(scale);
+            return nearest
+                .clamp(half::f16::MIN_POSITIVE, half::f16::MAX)
+                .to_f32();
+        }
+        scale.clamp(f32::MIN_POSITIVE, f32::MAX)
+    }
+}
+
+/// The smallest power of two that is not below a positive number.
+fn next_power_of_two(x: f32) -> f32 {
+    let bits = x.max(f32::MIN_POSITIVE).to_bits();
+    let exponent = (bits >> 23) as i32 - 127 + i32::from(bits & 0x7f_ffff != 0);
+    pow2(exponent.min(127))
+}
+
+/// How weights are quantized.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct WeightQuantizer {
+    /// The format of the codes.
+    pub base: Base,
+    /// Where zero points lie.
+    pub scheme: Scheme,
+    /// How much of the code range is used.
+    pub options: QOptions,
+    /// How ranges are chosen.
+    pub calibrator: WeightCalibrator,
+    /// What scales may be.
+    pub scale: ScaleKind,
+}
+
+/// Why a tensor cannot be stored in a format.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum ScalingError {
+    /// Data that does not fit its shape.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// A group has no range.
+    #[error("group {group}: {source}")]
+    Range {
+        /// The group: a channel or a block.
+        group: usize,
+        /// Why.
+        source: RangeError,
+    },
+}
+
+/// Factors of the range that the search tries: 1 down to 0.3, then between the neighbours of the best.
+const STEPS: u8 = 28;
+const STEP: f32 = 0.025;
+
+/// Values above which an error is summed in parallel.
+const LONG: usize = 1 << 17;
+/// Values that one sum takes.
+const CHUNK: usize = 1 << 12;
+
+/// Scale, zero point and code range of each group, for integer formats.
+///
+/// # Errors
+/// Data that does not fit, or is not finite.
+pub fn choose_params(
+    data: &[f32],
+    grouping: Grouping,
+    how: &WeightQuantizer,
+) -> Result<Vec<QParams>, ScalingError> {
+    let ranges = grouping.ranges(data)?;
+    let of = |group: usize, (low, high): (f32, f32)| {
+        params_of(low, high, how).map_err(|source| ScalingError::Range { group, source })
+    };
+    if let Base::Fixed { fraction, .. } = how.base {
+        let fixed = QParams::for_type(pow2(-i32::from(fraction)), 0, how.base);
+        return ranges
+            .into_iter()
+            .enumerate()
+            .map(|(g, r)| of(g, r).map(|_| fixed))
+            .collect();
+    }
+    let widest: Result<Vec<QParams>, _> =
+        ranges.iter().enumerate().map(|(g, &r)| of(g, r)).collect();
+    let widest = widest?;
+    if how.calibrator == WeightCalibrator::MinMax {
+        return Ok(widest);
+    }
+    Ok(grouping.map_groups(data, |group, values| {
+        let (low, high) = ranges[group];
+        let trial = |factor: f32| {
+            let params = params_of(low * factor, high * factor, how).unwrap_or(widest[group]);
+            (squared_error(values, &params), params)
+        };
+        least(widest[group], squared_error(values, &widest[group]), trial)
+    }))
+}
+
+fn params_of(low: f32, high: f32, how: &WeightQuantizer) -> Result<QParams, RangeError> {
+    let mut params = choose_qparams(low, high, how.base, how.scheme, how.options)?;
+    let stored = how.scale.stored(params.scale);
+    if stored != params.scale && how.scheme == Scheme::Asymmetric {
+        let exact = f64::from(params.qmax) - f64::from(high.max(0.0)) / f64::from(stored);
+        params.zero_point = (exact.round_ties_even() as i32).clamp(params.qmin, params.qmax);
+    }
+    params.scale = stored;
+    Ok(params)
+}
+
+/// The candidate of least error; of equal ones the first.
+fn least<T: Copy>(widest: T, error: f64, trial: impl Fn(f32) -> (f64, T)) -> T {
+    let mut best = (error, widest, 1.0f32);
+    let mut attempt = |factor: f32| {
+        let (error, candidate) = trial(factor);
+        if error < best.0 {
+            best = (error, candidate, factor);
+        }
+        best.2
+    };
+    let mut at = 1.0;
+    for step in 1..=STEPS {
+        at = attempt(1.0 - f32::from(step) * STEP);
+    }
+    for part in [-0.5f32, 0.5] {
+        attempt(at + part * STEP);
+    }
+    best.1
+}
+
+/// `Σ (x − Q(x))²`, in an order that does not depend on the number of threads.
+pub fn squared_error(values: &[f32], params: &QParams) -> f64 {
+    let kernel = Kernel::new(params);
+    sum_of(values, |x| match &kernel {
+        Some(kernel) => kernel.fake(x) - x,
+        None => params.dequantize(quantize_wide(x, params)) - x,
+    })
+}
+
+/// `Σ f(x)²`.
+fn sum_of(values: &[f32], f: impl Fn(f32) -> f32 + Sync) -> f64 {
+    let part = |values: &[f32]| -> f64 {
+        let mut lanes = [0f32; 16];
+        let (chunks, rest) = values.as_chunks::<16>();
+        for chunk in chunks {
+            for (lane, &x) in lanes.iter_mut().zip(chunk) {
+                let e = f(x);
+                *lane += e * e;
+            }
+        }
+        let rest: f64 = rest.iter().map(|&x| f64::from(f(x)).powi(2)).sum();
+        lanes.iter().map(|&l| f64::from(l)).sum::<f64>() + rest
+    };
+    if values.len() < LONG {
+        return values.chunks(CHUNK).map(part).sum();
+    }
+    let parts: Vec<f64> = values.par_chunks(CHUNK).map(part).collect();
+    parts.iter().sum()
+}
+
+/// The scale of each group, for float formats of 4 to 8 bits: the largest magnitude becomes the largest number.
+///
+/// # Errors
+/// Data that does not fit, or is not finite.
+pub fn choose_scales(
+    data: &[f32],
+    grouping: Grouping,
+    element: MiniFloat,
+    calibrator: WeightCalibrator,
+    kind: ScaleKind,
+) -> Result<Vec<f32>, ScalingError> {
+    let magnitudes = magnitudes(data, grouping)?;
+    let scale = |magnitude: f32| match magnitude {
+        0.0 => 1.0,
+        _ => kind.stored(magnitude / element.largest()),
+    };
+    if calibrator == WeightCalibrator::MinMax {
+        return Ok(magnitudes.into_iter().map(scale).collect());
+    }
+    Ok(grouping.map_groups(data, |group, values| {
+        let widest = scale(magnitudes[group]);
+        let trial = |factor: f32| {
+            let scale = scale(magnitudes[group] * factor);
+            (float_error(values, scale, element), scale)
+        };
+        least(widest, float_error(values, widest, element), trial)
+    }))
+}
+
+/// The largest magnitude of each group.
+///
+/// # Errors
+/// Data that does not fit, or is not finite.
+pub(crate) fn magnitudes(data: &[f32], grouping: Grouping) -> Result<Vec<f32>, ScalingError> {
+    let ranges = grouping.ranges(data)?;
+    let magnitude = |(group, (min, max)): (usize, (f32, f32))| {
+        if min.is_finite() && max.is_finite() {
+            return Ok(max.max(-min).max(0.0));
+        }
+        let source = RangeError::NotFinite { min, max };
+        Err(ScalingError::Range { group, source })
+    };
+    ranges.into_iter().enumerate().map(magnitude).collect()
+}
+
+/// `Σ (x − scale · element(x / scale))²`.
+pub(crate) fn float_error(values: &[f32], scale: f32, element: MiniFloat) -> f64 {
+    let encoder = Encoder::new(element);
+    let table = element.table();
+    sum_of(values, |x| {
+        table[usize::from(encoder.code(x / scale))] * scale - x
+    })
+}
+
+#[cfg(test)]
+mod tests;
