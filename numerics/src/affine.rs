@@ -6,6 +6,7 @@
 use thiserror::Error;
 
 use crate::format::{Base, Scheme};
+use crate::minifloat::MiniFloat;
 
 /// The parameters of one linear quantizer.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -109,6 +110,7 @@ pub fn code_range(base: Base, options: QOptions) -> (i32, i32) {
 ///
 /// The range is first widened to hold 0, so that zero padding is exact.
 /// * symmetric: `Z` = 0 (unsigned: the middle code), `S = max(|min|, |max|) / (qmax − Z)`;
+/// * float formats of 4 to 8 bits: `Z` = 0, `S = max(|min|, |max|)` by the format's largest number;
 /// * asymmetric: `S = (max − min) / (qmax − qmin)`, `Z = ⌊qmax − max / S⌉`, half to even, clamped.
 ///
 /// Computed in f64 and rounded once. A range of width 0 gives `S` = 1, one too narrow for a normal `S` gives the
@@ -134,6 +136,9 @@ pub fn choose_qparams(
         return Err(RangeError::Inverted { min, max });
     }
     let (low, high) = (f64::from(min.min(0.0)), f64::from(max.max(0.0)));
+    if let Some(element) = base.element() {
+        return Ok(float_params(high.max(-low), element, base));
+    }
     let (qmin, qmax) = code_range(base, options);
     let (scale, zero_point) = match scheme {
         Scheme::Symmetric => {
@@ -164,6 +169,15 @@ pub fn choose_qparams(
         qmin,
         qmax,
     })
+}
+
+/// The scale that makes a magnitude the largest number of a float format; there is no zero point.
+fn float_params(magnitude: f64, element: MiniFloat, base: Base) -> QParams {
+    let scale = match magnitude {
+        0.0 => 1.0,
+        m => ((m / f64::from(element.largest())) as f32).max(f32::MIN_POSITIVE),
+    };
+    QParams::for_type(scale, 0, base)
 }
 
 /// `width / steps` as a positive normal f32.

@@ -90,6 +90,7 @@ fn insert(model: &mut Model, names: &mut Names, value: ValueId, plan: &Activatio
         })
         .collect();
     let formats = (plan.format.base, plan.float);
+    qdq::require_type(model, qdq::storage_type(plan.format.base));
     let (scale, zero) = qdq::add_parameters(model, names, graph, &stem, &[params], false, formats);
     let codes = model.add_op(
         graph,

@@ -4,12 +4,15 @@
 //! # What it does
 //! * A DequantizeLinear of a constant becomes the constant's real values.
 //! * A QuantizeLinear whose only readers are DequantizeLinear with the same parameters becomes one `FakeQuantize`.
+//! * A Cast of a constant float to another float type becomes the constant.
 //! * What is left becomes `Quantize` or `Dequantize` with all its attributes written out.
-//! * Constants, inputs and outputs of 2 or 4 bits an element become constants, inputs and outputs of 8 bits.
+//! * Constants, inputs and outputs of 2 or 4 bits an element become constants, inputs and outputs of 8 bits, those of
+//!   floats of 4 to 8 bits become FP32: the numbers travel in the place of their codes.
 //!
 //! The three operators stand in the domain `onnx-quant.exec`. They have the inputs of the standard's operators and the
 //! attributes `axis` and `block_size` (as the standard's); `qmin` and `qmax`, the bounds of the codes; `to`, the type
-//! of the output where it is not that of the scale; `precision`, the type of the division where the file gives one.
+//! of the output where it is not that of the scale; `precision`, the type of the division where the file gives one;
+//! `element`, the type number of codes that are floats, and `saturate` as the standard's.
 //!
 //! # Before → After
 //! ```text
@@ -18,7 +21,7 @@
 //! ```
 //!
 //! # When it does not fire
-//! Codes that are not integers of 2 to 32 bits stay as they are, with a skip that says so.
+//! Codes that are neither integers of 2 to 32 bits nor floats of 4 to 8 stay as they are, with a skip that says so.
 //!
 //! # Invariants kept
 //! Every output bit for bit. Inputs and outputs of fewer than 8 bits an element change their type.
@@ -39,7 +42,7 @@ use onnx_quant_ir::pass::{Changed, Pass, PassContext, PassError, PassInfo};
 use onnx_quant_ir::{DataType, Model, NodeId, NodeSpec, Tensor, ValueId};
 use onnx_quant_proto::{ValueInfoProto, type_proto};
 
-use decode::code_type;
+use decode::{code_type, is_small_float, mini_float};
 
 /// The domain of the operators that exist only for execution.
 pub const EXEC_DOMAIN: &str = "onnx-quant.exec";
@@ -66,6 +69,8 @@ impl Pass for LowerQdq {
         for node in model.all_nodes() {
             if is_qdq(model, node, "DequantizeLinear") {
                 changed |= decode_constant(model, node, &mut dead)?;
+            } else if model.node(node).is("Cast") {
+                changed |= cast_constant(model, node, &mut dead)?;
             }
         }
         model.remove_nodes(&dead);
@@ -92,7 +97,7 @@ impl Pass for LowerQdq {
     }
 }
 
-/// A tensor of 2 or 4 bits an element as one of 8 bits; any other tensor as it is.
+/// A tensor of 2 or 4 bits an element as one of 8 bits, of a small float as FP32; any other tensor as it is.
 ///
 /// # Errors
 /// In words, what is wrong with the tensor.
@@ -151,7 +156,7 @@ fn decode_constant(
         },
         None => None,
     };
-    if code_type(codes.dtype()).is_none() {
+    if code_type(codes.dtype()).is_none() && mini_float(codes.dtype()).is_none() {
         return Ok(false);
     }
     let (axis, block_size) = placement(model, node);
@@ -164,6 +169,37 @@ fn decode_constant(
     dead.insert(node);
     model.drop_value_info(out);
     model.set_initializer(out, tensor);
+    Ok(true)
+}
+
+/// Replaces the Cast of a constant between float types, at least one of which the engine may not have.
+fn cast_constant(
+    model: &mut Model,
+    node: NodeId,
+    dead: &mut HashSet<NodeId>,
+) -> Result<bool, PassError> {
+    let (Some(tensor), Some(out)) = (model.input_constant(node, 0), model.output(node, 0)) else {
+        return Ok(false);
+    };
+    let to = model.node(node).attr_i("to").unwrap_or(0);
+    let to = i32::try_from(to).ok().and_then(DataType::from_number);
+    let Some(to @ (DataType::Float | DataType::Float16)) = to else {
+        return Ok(false);
+    };
+    let small = is_small_float(tensor.dtype());
+    if !small && !matches!(tensor.dtype(), DataType::Bfloat16 | DataType::Float16) {
+        return Ok(false);
+    }
+    let cast = decode::numbers(tensor)
+        .and_then(|x| Tensor::from_f32_as(to, tensor.dims(), &x).map_err(|e| e.to_string()));
+    let cast = cast.map_err(|reason| fail(model, node, &reason))?;
+    if model.value(out).is_output() {
+        return Ok(false);
+    }
+    model.set_outputs(node, &[]);
+    dead.insert(node);
+    model.drop_value_info(out);
+    model.set_initializer(out, cast);
     Ok(true)
 }
 
@@ -193,7 +229,7 @@ fn is_inverse(model: &Model, q: NodeId, dq: NodeId) -> bool {
 
 /// Replaces Q and the DQs behind it by one `FakeQuantize` (and an Identity for each further DQ).
 fn fuse_pair(model: &mut Model, q: NodeId, dead: &mut HashSet<NodeId>) -> bool {
-    let Some((qmin, qmax, _)) = code_type_of(model, q).and_then(code_type) else {
+    let Some(bounds) = code_type_of(model, q).and_then(Codes::of) else {
         return false;
     };
     let Some(codes) = model.output(q, 0) else {
@@ -213,7 +249,9 @@ fn fuse_pair(model: &mut Model, q: NodeId, dead: &mut HashSet<NodeId>) -> bool {
     if !only_inverses {
         return false;
     }
-    let (inputs, graph) = (model.inputs(q), model.node(q).graph);
+    let (mut inputs, graph) = (model.inputs(q), model.node(q).graph);
+    bounds.drop_zero_point(&mut inputs);
+    let saturate = model.node(q).attr_i("saturate");
     let to = output_dtype(model, readers[0].0);
     let mut first = None;
     for (dq, _) in readers {
@@ -226,9 +264,8 @@ fn fuse_pair(model: &mut Model, q: NodeId, dead: &mut HashSet<NodeId>) -> bool {
             model.add_node(graph, spec, &[first], &[out]);
             continue;
         }
-        let mut spec = exec("FakeQuantize", &name, placement(model, q))
-            .attr_i("qmin", qmin.into())
-            .attr_i("qmax", qmax.into());
+        let spec = exec("FakeQuantize", &name, placement(model, q));
+        let mut spec = bounds.write(spec, saturate);
         if let Some(to) = to {
             spec = spec.attr_i("to", to as i64);
         }
@@ -276,25 +313,76 @@ fn lower_quantize(
 ) -> Result<bool, PassError> {
     let dtype = code_type_of(model, node)
         .ok_or_else(|| fail(model, node, "the type of its zero point is not declared"))?;
-    let Some((qmin, qmax, to)) = code_type(dtype) else {
+    let Some(bounds) = Codes::of(dtype) else {
         let reason = format!("codes of type {} are not lowered", dtype.short_name());
         cx.skip(model, node, reason);
         return Ok(false);
     };
-    let mut spec = exec("Quantize", &model.node_label(node), placement(model, node))
-        .attr_i("qmin", qmin.into())
-        .attr_i("qmax", qmax.into())
-        .attr_i("to", to as i64);
+    let spec = exec("Quantize", &model.node_label(node), placement(model, node));
+    let saturate = model.node(node).attr_i("saturate");
+    let mut spec = bounds
+        .write(spec, saturate)
+        .attr_i("to", bounds.held_as() as i64);
     if let Some(p) = model.node(node).attr_i("precision") {
         spec = spec.attr_i("precision", p);
+    }
+    if matches!(bounds, Codes::Float(_)) {
+        model.set_input(node, 2, None);
     }
     replace_node(model, node, spec);
     Ok(true)
 }
 
+/// What codes are.
+#[derive(Debug, Clone, Copy)]
+enum Codes {
+    /// Integers: smallest and largest, and the type that holds them in execution.
+    Integer(i32, i32, DataType),
+    /// Floats of 4 to 8 bits, of this type.
+    Float(DataType),
+}
+
+impl Codes {
+    fn of(dtype: DataType) -> Option<Self> {
+        match code_type(dtype) {
+            Some((qmin, qmax, wide)) => Some(Codes::Integer(qmin, qmax, wide)),
+            None => mini_float(dtype).map(|_| Codes::Float(dtype)),
+        }
+    }
+
+    fn held_as(self) -> DataType {
+        match self {
+            Codes::Integer(_, _, wide) => wide,
+            Codes::Float(_) => DataType::Float,
+        }
+    }
+
+    fn write(self, spec: NodeSpec, saturate: Option<i64>) -> NodeSpec {
+        match self {
+            Codes::Integer(qmin, qmax, _) => {
+                spec.attr_i("qmin", qmin.into()).attr_i("qmax", qmax.into())
+            }
+            Codes::Float(dtype) => spec
+                .attr_i("element", dtype as i64)
+                .attr_i("saturate", saturate.unwrap_or(1)),
+        }
+    }
+
+    /// Floats have no zero point but 0, and the engine has no type for it.
+    fn drop_zero_point(self, inputs: &mut Vec<Option<ValueId>>) {
+        if matches!(self, Codes::Float(_)) {
+            inputs.truncate(2);
+        }
+    }
+}
+
 fn lower_dequantize(model: &mut Model, cx: &mut PassContext, node: NodeId) -> bool {
     let dtype = model.input(node, 0).and_then(|v| model.value(v).dtype());
-    if let Some(dtype) = dtype.filter(|&t| code_type(t).is_none()) {
+    let zero = model.input(node, 2).and_then(|v| model.value(v).dtype());
+    if zero.or(dtype).is_some_and(is_small_float) {
+        model.set_input(node, 2, None);
+    }
+    if let Some(dtype) = dtype.filter(|&t| Codes::of(t).is_none()) {
         let reason = format!("codes of type {} are not lowered", dtype.short_name());
         cx.skip(model, node, reason);
         return false;
@@ -311,7 +399,7 @@ fn lower_dequantize(model: &mut Model, cx: &mut PassContext, node: NodeId) -> bo
     true
 }
 
-/// Gives every value of 2 or 4 bits an element 8 bits.
+/// Gives every value of 2 or 4 bits an element 8 bits, and every small float FP32.
 fn widen_values(model: &mut Model) -> Result<bool, PassError> {
     let mut changed = false;
     for id in model.all_values() {
@@ -337,12 +425,12 @@ fn widen_info(info: &mut ValueInfoProto) -> bool {
         return false;
     };
     let declared = DataType::from_number(t.elem_type());
-    match declared.and_then(|d| Some((d, code_type(d)?.2))) {
-        Some((narrow, wide)) if narrow != wide => {
+    match declared.and_then(decode::wide_type) {
+        Some(wide) => {
             t.elem_type = Some(wide as i32);
             true
         }
-        _ => false,
+        None => false,
     }
 }
 

@@ -129,6 +129,36 @@ pub fn add_parameters(
     (scale, zero)
 }
 
+/// Raises the versions of operators and file to the first that hold a type in QuantizeLinear and DequantizeLinear.
+pub fn require_type(model: &mut Model, dtype: DataType) {
+    use onnx_quant_ir::dtype::DataTypeExt;
+    let opset = match dtype {
+        DataType::Float8e4m3fn | DataType::Float8e5m2 => 19,
+        DataType::Int4 | DataType::Uint4 | DataType::Int16 | DataType::Uint16 => 21,
+        DataType::Float4e2m1 => 23,
+        DataType::Float8e8m0 => 24,
+        DataType::Int2 | DataType::Uint2 => 25,
+        DataType::Float6e2m3 | DataType::Float6e3m2 => 28,
+        _ => return,
+    };
+    if model.opset("").is_some_and(|v| v < opset) {
+        model.set_opset("", opset);
+    }
+    // The IR version in which this operator set appeared.
+    let of_opset = match opset {
+        28 => 14,
+        25 => 13,
+        24 => 12,
+        23 => 11,
+        21 => 10,
+        _ => 9,
+    };
+    let needed = dtype.min_ir_version().max(of_opset);
+    if model.header.ir_version() < needed {
+        model.header.ir_version = Some(needed);
+    }
+}
+
 /// The ONNX storage type of a base format.
 pub fn storage_type(base: Base) -> DataType {
     DataType::try_from(base.info().onnx_type).unwrap_or(DataType::Undefined)

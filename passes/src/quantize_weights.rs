@@ -1,8 +1,11 @@
-//! Stores the weights of the plan as codes, with a DequantizeLinear before each reader.
+//! Stores the weights of the plan as codes, with what decodes them before each reader.
 //!
 //! # What it does
-//! Each weight of the [`PrecisionPlan`] becomes an initializer of codes with one scale and zero point for each output
-//! channel, or for the tensor. An embedding table is looked up as codes, and the rows are dequantized.
+//! Each weight of the [`PrecisionPlan`] becomes an initializer of codes with scales and zero points for the tensor, for
+//! each output channel, or for each block along the reduction axis. Blocks of a convolution run over input channels and
+//! kernel: the codes are stored as a matrix, and a Reshape follows. Scales of two levels are codes with a
+//! DequantizeLinear of their own. Weights in FP16 or BF16 are cast. An embedding table is looked up as codes, and the
+//! rows are dequantized, where Gather takes the type of the codes.
 //!
 //! # Before → After
 //! `W (f32) → Conv` becomes `W_quantized (int8) → DequantizeLinear → Conv`.
@@ -15,33 +18,39 @@
 //! The signature. Where an INT32 bias would overflow with scale `input × weight`, the weight's scale is raised.
 //!
 //! # Opset notes
-//! Scales per channel need opset 13; FP16 scales need opset 19.
+//! Scales per channel need opset 13, FP16 scales 19, blocks and INT4 21, FP4 23, E8M0 24, INT2 25, FP6 28: the model's
+//! version is raised where a format needs it.
 //!
 //! # References
 //! ONNX, DequantizeLinear. Krishnamoorthi, *Quantizing deep convolutional networks for efficient inference*, 2018,
-//! section 3.1.
+//! section 3.1. OCP, *Microscaling Formats Specification*, 2023. Dai et al., *VS-Quant*, 2021.
+
+mod emit;
+mod encode;
 
 use std::collections::BTreeMap;
 
 use onnx_quant_ir::pass::{Changed, Pass, PassContext, PassError, PassInfo};
-use onnx_quant_ir::{DataType, Model, Names, NodeId, Tensor, ValueId};
-use onnx_quant_numerics::affine::{QOptions, QParams, choose_qparams};
+use onnx_quant_ir::{Model, NodeId, ValueId};
+use onnx_quant_numerics::affine::QParams;
 use onnx_quant_numerics::bias::bias_scale_guard;
-use onnx_quant_numerics::channel::{Layout, channel_ranges, quantize_per_channel};
-use onnx_quant_numerics::format::Scheme;
 use rayon::prelude::*;
 
 use crate::ops;
 use crate::plan::{Precision, PrecisionPlan, WeightPlan};
 use crate::qdq;
 use crate::settings::QuantSettings;
+use crate::target::TargetName;
+
+use emit::Place;
+use encode::Stored;
 
 /// See the head of this file.
 pub struct QuantizeWeights;
 
 static INFO: PassInfo = PassInfo {
     name: "quantize_weights",
-    summary: "Stores the weights of the plan as codes, with a DequantizeLinear before each reader",
+    summary: "Stores the weights of the plan as codes, with what decodes them before each reader",
     source: include_str!("quantize_weights.rs"),
     exact: false,
 };
@@ -59,26 +68,35 @@ impl Pass for QuantizeWeights {
             .into_iter()
             .map(|v| (model.value_key(v), v))
             .collect();
-        let coded: Vec<Option<Result<Coded, String>>> = plan
+        let stored: Vec<Option<Found>> = plan
             .weights
             .par_iter()
             .map(|form| {
                 let value = *by_key.get(&form.key)?;
                 let readers = readers(model, value, form);
-                (!readers.is_empty()).then(|| encode(model, value, form, readers, &settings))
+                (!readers.is_empty()).then(|| {
+                    let stored = store(model, value, form, &readers, &settings);
+                    (value, readers, stored)
+                })
             })
             .collect();
         let mut names = model.names();
         let mut changed = false;
-        for (form, coded) in plan.weights.iter().zip(coded) {
-            match coded {
+        for (form, found) in plan.weights.iter().zip(stored) {
+            match found {
                 None => {}
-                Some(Err(reason)) => {
+                Some((_, _, Err(reason))) => {
                     stays_in_float(cx, form, &reason);
                     cx.skip_subject(form.key.clone(), reason);
                 }
-                Some(Ok(coded)) => {
-                    insert(model, &mut names, form, coded);
+                Some((value, readers, Ok(stored))) => {
+                    let place = Place {
+                        value,
+                        readers,
+                        form,
+                        cast_e8m0: settings.target == TargetName::Ort,
+                    };
+                    emit::insert(model, &mut names, place, stored);
                     changed = true;
                 }
             }
@@ -86,6 +104,9 @@ impl Pass for QuantizeWeights {
         Ok(changed.into())
     }
 }
+
+/// A weight, its readers, and what is stored for it.
+type Found = (ValueId, Vec<(NodeId, usize)>, Result<Stored, String>);
 
 /// Corrects the plan for the readers of a weight that cannot be stored as codes.
 fn stays_in_float(cx: &mut PassContext, form: &WeightPlan, reason: &str) {
@@ -100,15 +121,6 @@ fn stays_in_float(cx: &mut PassContext, form: &WeightPlan, reason: &str) {
     cx.insert(plan);
 }
 
-struct Coded {
-    value: ValueId,
-    readers: Vec<(NodeId, usize)>,
-    dims: Vec<i64>,
-    float: DataType,
-    params: Vec<QParams>,
-    codes: Vec<u8>,
-}
-
 fn readers(model: &Model, value: ValueId, form: &WeightPlan) -> Vec<(NodeId, usize)> {
     model
         .consumers(value)
@@ -117,46 +129,15 @@ fn readers(model: &Model, value: ValueId, form: &WeightPlan) -> Vec<(NodeId, usi
         .collect()
 }
 
-fn encode(
+fn store(
     model: &Model,
     value: ValueId,
     form: &WeightPlan,
-    readers: Vec<(NodeId, usize)>,
+    readers: &[(NodeId, usize)],
     settings: &QuantSettings,
-) -> Result<Coded, String> {
+) -> Result<Stored, String> {
     let tensor = model.constant(value).ok_or("is not a constant")?;
-    let data = tensor.to_f32().map_err(|e| e.to_string())?;
-    let shape: Vec<usize> = tensor.dims().iter().map(|&d| d as usize).collect();
-    let layout = match form.axis {
-        Some(axis) => Layout::of(&shape, axis).map_err(|e| e.to_string())?,
-        None => Layout::tensor(data.len()),
-    };
-    let ranges = channel_ranges(&data, layout).map_err(|e| e.to_string())?;
-    let options = QOptions {
-        narrow: settings.weight_scheme == Scheme::Symmetric && form.format.base.info().signed,
-        reduce_range: settings.reduce_weights(),
-    };
-    let float = tensor.dtype();
-    let mut params = Vec::with_capacity(ranges.len());
-    for (channel, &(min, max)) in ranges.iter().enumerate() {
-        let p = choose_qparams(min, max, form.format.base, settings.weight_scheme, options)
-            .map_err(|e| format!("channel {channel}: {e}"))?;
-        params.push(p);
-    }
-    raise_for_biases(model, &readers, &mut params)?;
-    for p in &mut params {
-        p.scale = qdq::stored_scale(p.scale, float);
-    }
-    let codes = quantize_per_channel(&data, layout, &params, form.format.base)
-        .map_err(|e| e.to_string())?;
-    Ok(Coded {
-        value,
-        readers,
-        dims: tensor.dims().to_vec(),
-        float,
-        params,
-        codes,
-    })
+    encode::encode(model, tensor, form, readers, settings)
 }
 
 /// Raises scales so that the INT32 bias of every reader fits.
@@ -190,46 +171,4 @@ fn raise_for_biases(
         }
     }
     Ok(())
-}
-
-fn insert(model: &mut Model, names: &mut Names, form: &WeightPlan, coded: Coded) {
-    let (graph, stem) = {
-        let v = model.value(coded.value);
-        (v.graph, v.name.clone())
-    };
-    let tensor = Tensor::from_raw(
-        qdq::storage_type(form.format.base),
-        &coded.dims,
-        coded.codes,
-    );
-    let codes = model.add_initializer(graph, &names.fresh(&format!("{stem}_quantized")), tensor);
-    let formats = (form.format.base, coded.float);
-    let per_axis = form.axis.is_some();
-    let (scale, zero) =
-        qdq::add_parameters(model, names, graph, &stem, &coded.params, per_axis, formats);
-    if form.gathered {
-        let axis = form.axis.map(|_| -1);
-        for (node, slot) in coded.readers {
-            model.set_input(node, slot, Some(codes));
-            let Some(rows) = model.output(node, 0) else {
-                continue;
-            };
-            let name = names.fresh(&format!("{}_quantized", model.value(rows).name));
-            let graph = model.node(node).graph;
-            let raw = model.add_value(graph, &name);
-            model.set_output(node, 0, Some(raw));
-            let inputs = [Some(raw), Some(scale), Some(zero)];
-            model.add_node(graph, qdq::dequantize_spec(axis), &inputs, &[Some(rows)]);
-        }
-        return;
-    }
-    let real = model.add_op(
-        graph,
-        qdq::dequantize_spec(form.axis.map(|a| a as i64)),
-        &[codes, scale, zero],
-        &names.fresh(&format!("{stem}_DequantizeLinear_Output")),
-    );
-    for (node, slot) in coded.readers {
-        model.set_input(node, slot, Some(real));
-    }
 }

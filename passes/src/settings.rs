@@ -7,6 +7,10 @@ use onnx_quant_numerics::observer::Calibrator;
 use crate::layers::{LayerRule, Pinned};
 use crate::target::{Isa, TargetName};
 
+mod storage;
+
+pub use storage::StorageSettings;
+
 /// The choices of one quantization.
 #[derive(Debug, Clone, PartialEq)]
 pub struct QuantSettings {
@@ -38,6 +42,8 @@ pub struct QuantSettings {
     pub qoperator: bool,
     /// Activations are quantized at run time, each by its own range; no calibration is needed.
     pub dynamic: bool,
+    /// How codes and scales are stored.
+    pub storage: StorageSettings,
 }
 
 impl Default for QuantSettings {
@@ -63,6 +69,7 @@ impl Default for QuantSettings {
             isa: None,
             qoperator: false,
             dynamic: false,
+            storage: StorageSettings::default(),
         }
     }
 }

@@ -1,8 +1,11 @@
-//! Reading codes out of constants: integers of 2 to 32 bits, and their real values.
+//! Reading codes out of constants: integers of 2 to 32 bits and floats of 4 to 8, and their real values.
 
 use onnx_quant_ir::dtype::DataTypeExt;
 use onnx_quant_ir::{DataType, Tensor};
 use onnx_quant_numerics::affine::dequantize_reference;
+use onnx_quant_numerics::blockfloat::e8m0_decode;
+use onnx_quant_numerics::minifloat::MiniFloat;
+use onnx_quant_numerics::pack;
 use onnx_quant_numerics::quantize::dequantize;
 
 use super::layout::ParamLayout;
@@ -40,27 +43,44 @@ pub(super) fn codes(tensor: &Tensor) -> Result<Vec<i32>, String> {
     };
     let count = tensor.element_count().map_err(say)?;
     let bytes = tensor.bytes().map_err(say)?;
-    Ok(unpack(&bytes, count, bits, signed))
+    pack::unpack(&bytes, count, bits, signed).ok_or_else(|| "its data is too short".to_owned())
 }
 
-/// Codes of 2 or 4 bits, the first in the low bits of a byte (ONNX standard, packed types).
-fn unpack(bytes: &[u8], count: usize, bits: u32, signed: bool) -> Vec<i32> {
-    let per_byte = (8 / bits) as usize;
-    (0..count)
-        .map(|i| {
-            let shift = (i % per_byte) as u32 * bits;
-            let code = i32::from(bytes[i / per_byte] >> shift) & ((1 << bits) - 1);
-            if signed {
-                code << (32 - bits) >> (32 - bits)
-            } else {
-                code
-            }
-        })
-        .collect()
+/// The float format of 4 to 8 bits behind a type.
+pub(super) fn mini_float(dtype: DataType) -> Option<MiniFloat> {
+    MiniFloat::from_onnx_type(dtype as i32)
 }
 
-/// A constant of 2 or 4 bits an element as one of 8 bits; `None` for every other type.
+/// Whether a type is one of the floats of 4 to 8 bits, E8M0 among them.
+pub(super) fn is_small_float(dtype: DataType) -> bool {
+    dtype == DataType::Float8e8m0 || mini_float(dtype).is_some()
+}
+
+/// The numbers of a constant of any float type.
+pub(super) fn numbers(tensor: &Tensor) -> Result<Vec<f32>, String> {
+    let say = |e: onnx_quant_ir::TensorError| e.to_string();
+    let dtype = tensor.dtype();
+    if dtype == DataType::Float8e8m0 {
+        let bytes = tensor.bytes().map_err(say)?;
+        return Ok(bytes.iter().map(|&b| e8m0_decode(b)).collect());
+    }
+    let Some(element) = mini_float(dtype) else {
+        return tensor.to_f32().map_err(say);
+    };
+    let count = tensor.element_count().map_err(say)?;
+    let bytes = tensor.bytes().map_err(say)?;
+    let codes = pack::unpack(&bytes, count, element.bits(), false);
+    let codes = codes.ok_or_else(|| "its data is too short".to_owned())?;
+    let table = element.table();
+    Ok(codes.into_iter().map(|c| table[c as usize]).collect())
+}
+
+/// A constant of 2 or 4 bits an element as one of 8 bits, of a small float as FP32; `None` for every other type.
 pub(super) fn widened(tensor: &Tensor) -> Option<Result<Tensor, String>> {
+    if is_small_float(tensor.dtype()) {
+        let wide = numbers(tensor);
+        return Some(wide.map(|x| Tensor::from_f32(tensor.dims(), &x)));
+    }
     let (_, _, wide) = code_type(tensor.dtype())?;
     if wide == tensor.dtype() {
         return None;
@@ -71,7 +91,15 @@ pub(super) fn widened(tensor: &Tensor) -> Option<Result<Tensor, String>> {
     }))
 }
 
-/// `(q − Z) · S` over a whole constant, in FP32 (ONNX standard, DequantizeLinear).
+/// The type that holds the values of another type in execution, where that is another one.
+pub(super) fn wide_type(dtype: DataType) -> Option<DataType> {
+    if is_small_float(dtype) {
+        return Some(DataType::Float);
+    }
+    code_type(dtype).map(|t| t.2).filter(|&wide| wide != dtype)
+}
+
+/// `(q − Z) · S` over a whole constant, in FP32 (ONNX standard, DequantizeLinear); of floats `q · S`.
 pub(super) fn decode(
     tensor: &Tensor,
     scale: &Tensor,
@@ -79,8 +107,15 @@ pub(super) fn decode(
     axis: i64,
     block_size: i64,
 ) -> Result<Vec<f32>, String> {
+    let dims = |t: &Tensor| -> Vec<usize> { t.dims().iter().map(|&d| d as usize).collect() };
+    let layout = ParamLayout::of(&dims(tensor), &dims(scale), axis, block_size)?;
+    let scales = numbers(scale)?;
+    if mini_float(tensor.dtype()).is_some() {
+        let mut out = numbers(tensor)?;
+        layout.for_each_run(|run, p| out[run].iter_mut().for_each(|x| *x *= scales[p]));
+        return Ok(out);
+    }
     let codes = codes(tensor)?;
-    let scales = scale.to_f32().map_err(|e| e.to_string())?;
     let zero_points = match zero_point {
         Some(z) => self::codes(z)?,
         None => vec![0; scales.len()],
@@ -92,8 +127,6 @@ pub(super) fn decode(
             zero_points.len()
         ));
     }
-    let dims = |t: &Tensor| -> Vec<usize> { t.dims().iter().map(|&d| d as usize).collect() };
-    let layout = ParamLayout::of(&dims(tensor), &dims(scale), axis, block_size)?;
     let mut out = vec![0f32; codes.len()];
     layout.for_each_run(|run, p| {
         if run.len() == 1 {

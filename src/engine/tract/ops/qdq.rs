@@ -1,6 +1,7 @@
 //! `Quantize`, `Dequantize` and `FakeQuantize` (see the pass `lower_qdq`), with the arithmetic of `numerics`.
 
 use onnx_quant_numerics::affine::{QParams, quantize_reference};
+use onnx_quant_numerics::minifloat::MiniFloat;
 use onnx_quant_numerics::quantize::{Code, dequantize, fake_quant, quantize};
 use onnx_quant_passes::lower_qdq::layout::ParamLayout;
 use tract_onnx::pb::NodeProto;
@@ -25,6 +26,10 @@ struct Attributes {
     qmax: i32,
     /// The type of the output; that of the scale where it is not given.
     to: Option<DatumType>,
+    /// The codes are floats; their numbers stand in their place.
+    element: Option<MiniFloat>,
+    /// Numbers beyond the finite ones become the largest.
+    saturate: bool,
     /// The division rounds to FP16; decided by the types of input and scale where it is not given.
     half_division: Option<bool>,
 }
@@ -114,6 +119,9 @@ impl Qdq {
             qmin: a.qmin,
             qmax: a.qmax,
         };
+        if let (Some(element), Kind::Quantize | Kind::Fake) = (a.element, a.kind) {
+            return self.round(x, &plan, element);
+        }
         match a.kind {
             Kind::Quantize if self.half_division => self.quantize_half(x, &plan),
             Kind::Quantize => self.quantize(x.cast_to::<f32>()?.as_ref(), &plan),
@@ -132,6 +140,28 @@ impl Qdq {
                 x.cast_to_owned(self.to)
             }
         }
+    }
+
+    /// The numbers of a float format, with their scale where it is to be taken back.
+    fn round(&self, x: TValue, plan: &Plan<'_>, element: MiniFloat) -> TractResult<Tensor> {
+        let mut x = x.into_tensor().cast_to_owned(DatumType::F32)?;
+        let mut plain = x.try_as_plain_ram_mut()?;
+        let values = plain.as_slice_mut::<f32>()?;
+        let table = element.table();
+        let fake = self.attributes.kind == Kind::Fake;
+        plan.layout.for_each_run(|run, p| {
+            let scale = plan.scales[p];
+            for x in &mut values[run] {
+                let quotient = match self.half_division {
+                    true => f16::from_f32(*x / scale).to_f32(),
+                    false => *x / scale,
+                };
+                let code = element.encode(quotient, self.attributes.saturate);
+                let number = table[usize::from(code)];
+                *x = if fake { number * scale } else { number };
+            }
+        });
+        x.cast_to_owned(self.to)
     }
 
     fn quantize(&self, x: &Tensor, plan: &Plan<'_>) -> TractResult<Tensor> {
@@ -176,6 +206,14 @@ fn dequantize_tensor(q: &Tensor, plan: &Plan<'_>) -> TractResult<Tensor> {
         DatumType::I16 => plan.dequantize(codes.as_slice::<i16>()?, real),
         DatumType::U16 => plan.dequantize(codes.as_slice::<u16>()?, real),
         DatumType::I32 => plan.dequantize(codes.as_slice::<i32>()?, real),
+        DatumType::F32 => {
+            let numbers = codes.as_slice::<f32>()?;
+            plan.layout.for_each_run(|run, p| {
+                for (out, &x) in real[run.clone()].iter_mut().zip(&numbers[run]) {
+                    *out = x * plan.scales[p];
+                }
+            });
+        }
         other => bail!("codes of type {other:?} are not supported"),
     }
     Ok(out)
@@ -364,6 +402,16 @@ pub(super) fn build(node: &NodeProto) -> TractResult<Box<dyn InferenceOp>> {
         qmin: int("qmin")?.unwrap_or(0) as i32,
         qmax: int("qmax")?.unwrap_or(0) as i32,
         to,
+        element: match int("element")? {
+            None => None,
+            Some(number) => Some(
+                i32::try_from(number)
+                    .ok()
+                    .and_then(MiniFloat::from_onnx_type)
+                    .with_context(|| format!("codes of type {number} are not supported"))?,
+            ),
+        },
+        saturate: int("saturate")?.unwrap_or(1) != 0,
         half_division,
     }))
 }
