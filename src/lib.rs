@@ -22,6 +22,7 @@ pub mod extend;
 pub mod inspect;
 pub mod metric;
 pub mod observe;
+pub mod optimize;
 pub mod pipeline;
 mod prepared;
 pub mod progress;

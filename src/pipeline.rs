@@ -28,10 +28,14 @@ pub const NORMALIZE: &[&str] = &[
     "drop_unused",
 ];
 
+/// The passes of accuracy recovery that change the float model before it is calibrated, where they are asked for.
+pub const RECOVER: &[&str] = &["equalize_layers", "smooth_activations"];
+
 /// The passes that quantize, after calibration.
 pub const REWRITE: &[&str] = &[
     "assign_precision",
     "split_shared_weights",
+    "correct_bias",
     "insert_qdq",
     "share_qdq_parameters",
     "quantize_weights",

@@ -15,9 +15,10 @@ use crate::data::{DataSet, DataSpec, Labels};
 use crate::error::Error;
 use crate::extend::Extensions;
 use crate::metric::Metric;
+use crate::optimize;
 use crate::pipeline::{Run, Watch};
 use crate::report::{self, Budget, Report, SettingsReport};
-use crate::stages::{Calibrated, Checked, Loaded, Normalized, Rewritten};
+use crate::stages::{Calibrated, Checked, Loaded, Normalized, Planned, Rewritten};
 
 /// What is to be quantized, and how.
 #[derive(Debug, Clone, Default)]
@@ -46,6 +47,8 @@ pub struct Job {
     pub extensions: Extensions,
     /// The metric of the user, in place of the one that labels and outputs suggest.
     pub metric: Option<Metric>,
+    /// How accuracy is recovered.
+    pub optimize: optimize::Options,
 }
 
 /// A quantized model with its report.
@@ -104,9 +107,10 @@ pub fn quantize(job: &Job, engine: &Arc<dyn Engine>, say: Say<'_>) -> Result<Qua
         "normalize   {} nodes",
         normalized.model().all_nodes().len()
     ));
+    let normalized = prepare(job, normalized, engine, say)?;
     let (calibrated, skipped) = calibrate(job, normalized, engine, say)?;
     let samples = calibrated.calibration().map_or(0, |c| c.samples);
-    let planned = calibrated.plan()?;
+    let mut planned = calibrated.plan()?;
     let plan = planned.plan();
     say(format!(
         "assign      {} integer, {} weight-only, {} follow, {} float",
@@ -115,6 +119,7 @@ pub fn quantize(job: &Job, engine: &Arc<dyn Engine>, say: Say<'_>) -> Result<Qua
         plan.count(Precision::Follows),
         plan.count(Precision::Float)
     ));
+    recover(job, &mut planned, engine, say)?;
     let rewritten = planned.rewrite()?;
     let mut report = report_of(job, &rewritten, samples)?;
     report.calibration_skipped = skipped;
@@ -148,6 +153,62 @@ pub fn quantize(job: &Job, engine: &Arc<dyn Engine>, say: Say<'_>) -> Result<Qua
         report,
         run: rewritten.carried.run,
     })
+}
+
+fn calibration_data(job: &Job, model: &Model) -> Result<Option<DataSet>, Error> {
+    let spec = job.calibration.as_ref();
+    Ok(spec.map(|spec| spec.open(model)).transpose()?)
+}
+
+/// Changes the float model, where the job asks for it.
+fn prepare(
+    job: &Job,
+    mut normalized: Normalized,
+    engine: &Arc<dyn Engine>,
+    say: Say<'_>,
+) -> Result<Normalized, Error> {
+    let methods = &job.optimize.methods;
+    if methods.is_empty() {
+        return Ok(normalized);
+    }
+    if job.statistics.is_some() {
+        return Err(Error::usage(format!(
+            "--optimize {methods} needs the calibration data itself: statistics do not say what layers compute; give --calib"
+        )));
+    }
+    let data = calibration_data(job, normalized.model())?;
+    if data.is_none() {
+        if let Some(method) = methods.named_with_data() {
+            return Err(Error::usage(format!(
+                "--optimize {method} needs --calib: layers are judged by what they compute on calibration data"
+            )));
+        }
+        say(format!(
+            "optimize    {methods} without calibration data: only equalization and scales of weights are done"
+        ));
+    }
+    normalized.recover(&job.settings, data.as_ref(), engine, &job.optimize)?;
+    Ok(normalized)
+}
+
+/// Chooses weights and biases, where the job asks for it.
+fn recover(
+    job: &Job,
+    planned: &mut Planned,
+    engine: &Arc<dyn Engine>,
+    say: Say<'_>,
+) -> Result<(), Error> {
+    let methods = &job.optimize.methods;
+    if methods.is_empty() {
+        return Ok(());
+    }
+    let data = calibration_data(job, planned.model())?;
+    let outcome = planned.optimize(data.as_ref(), engine, &job.optimize)?;
+    let (layers, changed) = outcome.layers;
+    say(format!(
+        "optimize    {methods}: {changed} of {layers} layers changed"
+    ));
+    Ok(())
 }
 
 /// The statistics of the job, or none where it has no data; and how many files of the data were left out.

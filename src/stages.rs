@@ -241,6 +241,21 @@ impl Normalized {
         Ok(self.calibrated(settings, calibration))
     }
 
+    /// Changes the float model so that it quantizes better, as far as the options ask for it and it pays on the data.
+    ///
+    /// # Errors
+    /// Data that does not fit, or a model that the engine cannot run.
+    pub fn recover(
+        &mut self,
+        settings: &QuantSettings,
+        data: Option<&DataSet>,
+        engine: &Arc<dyn Engine>,
+        options: &crate::optimize::Options,
+    ) -> Result<(), Error> {
+        let cx = &mut self.carried.run.cx;
+        crate::optimize::prepare(&mut self.model, settings, data, engine, options, cx)
+    }
+
     /// Takes statistics that were gathered before.
     pub fn calibrated(mut self, settings: QuantSettings, calibration: Calibration) -> Calibrated {
         self.carried.run.cx.insert(calibration);
@@ -354,6 +369,38 @@ impl Planned {
     /// The plan, to be changed before it is carried out.
     pub fn plan_mut(&mut self) -> Option<&mut PrecisionPlan> {
         self.carried.run.cx.get_mut()
+    }
+
+    /// Chooses weights and biases by what layers compute on data, or scales of weights where there is none;
+    /// [`Planned::rewrite`] stores them.
+    ///
+    /// # Errors
+    /// Data that does not fit, or a model that the engine cannot run.
+    pub fn optimize(
+        &mut self,
+        data: Option<&DataSet>,
+        engine: &Arc<dyn Engine>,
+        options: &crate::optimize::Options,
+    ) -> Result<crate::optimize::Outcome, Error> {
+        let plan = self.plan();
+        let outcome =
+            crate::optimize::optimize(&self.model, &plan, &self.settings, data, engine, options)?;
+        let Carried { run, notes, .. } = &mut self.carried;
+        notes.extend(outcome.notes.iter().cloned());
+        if let Some(plan) = run.cx.get_mut::<PrecisionPlan>() {
+            for (key, &scale) in &outcome.scales {
+                let activation = plan.activations.get_mut(key);
+                if let Some(params) = activation.and_then(|a| a.params.as_mut()) {
+                    params.scale = scale;
+                }
+            }
+        }
+        run.cx.insert(outcome.overrides.clone());
+        run.cx.insert(outcome.corrections.clone());
+        for (subject, reason) in &outcome.skips {
+            notes.push(format!("optimize: `{subject}` was left as it is: {reason}"));
+        }
+        Ok(outcome)
     }
 
     /// Carries the plan out.

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use onnx_quant::passes::registry;
-use onnx_quant::pipeline::{NORMALIZE, REWRITE};
+use onnx_quant::pipeline::{NORMALIZE, RECOVER, REWRITE};
 
 /// Lines that a file may have.
 const LONGEST: usize = 600;
@@ -279,7 +279,7 @@ fn the_registry_has_no_name_twice() {
 #[test]
 fn pipelines_name_passes_that_exist() {
     let known = registered();
-    for name in NORMALIZE.iter().chain(REWRITE) {
+    for name in NORMALIZE.iter().chain(RECOVER).chain(REWRITE) {
         assert!(known.contains(*name), "no pass `{name}`");
     }
 }
@@ -365,6 +365,7 @@ fn expected_table() -> Vec<String> {
     let stage = |name: &str| match name {
         n if NORMALIZE.contains(&n) => "normalize",
         n if REWRITE.contains(&n) => "quantize",
+        n if RECOVER.contains(&n) => "recover",
         _ => "execute",
     };
     registry::all()

@@ -11,6 +11,9 @@ use onnx_quant_numerics::histogram::Histogram;
 use onnx_quant_numerics::metrics::Compare;
 use onnx_quant_numerics::minmax::min_max;
 use onnx_quant_numerics::observer::{Calibrator, range};
+use onnx_quant_numerics::optimize::gptq::{Options, gptq};
+use onnx_quant_numerics::optimize::grid::Grid;
+use onnx_quant_numerics::optimize::matrix::Gram;
 use onnx_quant_numerics::quantize::{fake_quant, quantize_i8};
 use onnx_quant_numerics::stats::{Samples, TensorStats};
 
@@ -173,4 +176,15 @@ fn calibrators(bencher: Bencher, name: &str) {
     histogram.observe(&values(1 << 20, false));
     let calibrator: Option<Calibrator> = name.parse().ok();
     bencher.bench(|| calibrator.map(|calibrator| range(black_box(&histogram), calibrator)));
+}
+
+#[divan::bench(args = [512, 4096], sample_count = 1, sample_size = 1)]
+fn gptq_square(bencher: Bencher, size: usize) {
+    let weights = values(size * size, false);
+    let inputs = values(size * 512, false);
+    let mut gram = Gram::new(size, size);
+    gram.add(&inputs, &inputs);
+    let params = QParams::for_type(0.3, 0, Base::INT4);
+    let grid = Grid::per_tensor(size, size, &params);
+    bencher.bench(|| gptq(black_box(&weights), &gram, &grid, &Options::default()).is_ok());
 }

@@ -20,13 +20,14 @@
 //! * [`mod@pack`]: codes of fewer than 8 bits in bytes
 //! * [`metrics`]: outputs compared
 //! * [`minmax`]: extremes of a slice
+//! * [`optimize`]: weight optimisation, rounding chosen by a layer's output
 
 pub mod affine;
 pub mod bias;
 pub mod blockfloat;
 pub mod channel;
-pub mod exact;
 pub mod encode;
+pub mod exact;
 pub mod float;
 pub mod format;
 pub mod grouping;
@@ -35,6 +36,7 @@ pub mod metrics;
 pub mod minifloat;
 pub mod minmax;
 pub mod observer;
+pub mod optimize;
 pub mod pack;
 pub mod quantize;
 pub mod scaling;

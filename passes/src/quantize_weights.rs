@@ -27,6 +27,7 @@
 
 mod emit;
 mod encode;
+mod grid;
 
 use std::collections::BTreeMap;
 
@@ -37,10 +38,13 @@ use onnx_quant_numerics::bias::bias_scale_guard;
 use rayon::prelude::*;
 
 use crate::ops;
+use crate::overrides::{WeightOverride, WeightOverrides};
 use crate::plan::{Precision, PrecisionPlan, WeightPlan};
 use crate::qdq;
 use crate::settings::QuantSettings;
 use crate::target::TargetName;
+
+pub use grid::{WeightGrid, grid};
 
 use emit::Place;
 use encode::Stored;
@@ -68,6 +72,7 @@ impl Pass for QuantizeWeights {
             .into_iter()
             .map(|v| (model.value_key(v), v))
             .collect();
+        let overrides = cx.get::<WeightOverrides>();
         let stored: Vec<Option<Found>> = plan
             .weights
             .par_iter()
@@ -75,7 +80,8 @@ impl Pass for QuantizeWeights {
                 let value = *by_key.get(&form.key)?;
                 let readers = readers(model, value, form);
                 (!readers.is_empty()).then(|| {
-                    let stored = store(model, value, form, &readers, &settings);
+                    let chosen = overrides.and_then(|o| o.0.get(&form.key));
+                    let stored = store(model, value, form, &readers, &settings, chosen);
                     (value, readers, stored)
                 })
             })
@@ -135,9 +141,10 @@ fn store(
     form: &WeightPlan,
     readers: &[(NodeId, usize)],
     settings: &QuantSettings,
+    chosen: Option<&WeightOverride>,
 ) -> Result<Stored, String> {
     let tensor = model.constant(value).ok_or("is not a constant")?;
-    encode::encode(model, tensor, form, readers, settings)
+    encode::encode(model, tensor, form, readers, (settings, chosen))
 }
 
 /// Raises scales so that the INT32 bias of every reader fits.

@@ -12,6 +12,8 @@
 //! // settings: weights=none, exclude=fc  what the user asks (defaults otherwise); see `settings`
 //! // layer: PATTERN=int8/none           rules for layers: weights / activations; `-` for no word, `!` at the end insists
 //! // pinned: NAME=-1..2                  ranges that are given; `settings` apply to the others
+//! // smooth: VALUE=2/0.5                factors of an activation's channels, for the node of `smooth_readers: VALUE=NODE`
+//! // correct: NODE=0.5/-1                what is to be added to the bias of a node
 //! // range: NAME=-1..2                   the values that calibration saw; every other activation saw -1..1
 //! ```
 //!
@@ -30,13 +32,17 @@ use onnx_quant_ir::pass::PassContext;
 use onnx_quant_numerics::stats::TensorStats;
 use onnx_quant_passes::calibration::Calibration;
 use onnx_quant_passes::layers::{LayerRule, Pinned};
+use onnx_quant_passes::overrides::BiasCorrections;
 use onnx_quant_passes::plan::PrecisionPlan;
 use onnx_quant_passes::settings::QuantSettings;
+use onnx_quant_passes::smooth_activations::{ChannelFactors, Factors};
 use onnx_quant_passes::target::{Given, choose};
 
 /// Gives every pass the data that it may need: settings and statistics.
 fn prepare(case: &Case, model: &Model, cx: &mut PassContext) {
     cx.insert(settings(case));
+    cx.insert(corrections(case));
+    cx.insert(factors(case));
     if !case.says("range", "none") {
         cx.insert(calibration(case, model));
     }
@@ -97,6 +103,25 @@ fn settings(case: &Case) -> QuantSettings {
 fn bounds(range: &str) -> (f32, f32) {
     let (low, high) = range.split_once("..").unwrap();
     (low.parse().unwrap(), high.parse().unwrap())
+}
+
+fn factors(case: &Case) -> ChannelFactors {
+    let readers = case.pairs("smooth_readers");
+    let factors = |(value, text): (&str, &str)| {
+        let own = readers.iter().filter(|(v, _)| *v == value);
+        let factors = Factors {
+            values: text.split('/').map(|x| x.parse().unwrap()).collect(),
+            readers: own.map(|(_, node)| (*node).to_owned()).collect(),
+        };
+        (value.to_owned(), factors)
+    };
+    ChannelFactors(case.pairs("smooth").into_iter().map(factors).collect())
+}
+
+fn corrections(case: &Case) -> BiasCorrections {
+    let values = |text: &str| text.split('/').map(|x| x.parse().unwrap()).collect();
+    let pairs = case.pairs("correct").into_iter();
+    BiasCorrections(pairs.map(|(n, v)| (n.to_owned(), values(v))).collect())
 }
 
 /// Values spread evenly over the range of each activation.

@@ -21,6 +21,7 @@ mod diff;
 mod engine_args;
 mod inspect;
 mod metric;
+mod optimize;
 mod output;
 mod passes;
 mod quantize;

@@ -18,7 +18,7 @@ use super::data_args::DataArgs;
 use super::engine_args::EngineArgs;
 use super::metric::MetricArgs;
 use super::target::TargetArgs;
-use super::{Global, Outcome, check_output, output};
+use super::{Global, Outcome, check_output, optimize, output};
 
 /// The options of `quantize`.
 #[derive(Debug, clap::Args)]
@@ -55,6 +55,8 @@ pub(crate) struct Args {
     max_drop: Option<f64>,
     #[command(flatten)]
     metric: MetricArgs,
+    #[command(flatten)]
+    optimize: optimize::OptimizeArgs,
     /// Write the model even if the budget is exceeded
     #[arg(long)]
     force: bool,
@@ -132,16 +134,18 @@ fn offered(format: Format) -> Result<Format, String> {
 }
 
 fn parse_weights(text: &str) -> Result<Format, String> {
-    text.parse::<Format>()
-        .map_err(|e| e.to_string())
-        .and_then(offered)
+    let format = text.parse::<Format>().map_err(|e| e.to_string())?;
+    match format.base {
+        Base::Int(2..=8) | Base::Uint(2..=8) => Ok(format),
+        _ => offered(format),
+    }
 }
 
 fn parse_activations(text: &str) -> Result<ActivationFormat, String> {
     if text == "none" {
         return Ok(ActivationFormat(None));
     }
-    let format = parse_weights(text)?;
+    let format = parse_weights(text).and_then(offered)?;
     if format.granularity == Some(Granularity::Channel) {
         return Err(
             "activations have one scale for the tensor: no runtime fuses activations with a scale for each channel"
@@ -209,6 +213,7 @@ impl Args {
                 ExternalData::Auto
             },
             metric: self.metric.metric()?,
+            optimize: self.optimize.options(global.seed),
             ..Job::default()
         };
         let given = Given {

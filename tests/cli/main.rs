@@ -6,5 +6,6 @@ mod calibrate;
 mod commands;
 mod data;
 mod engine;
+mod optimize;
 mod readme;
 mod sandbox;

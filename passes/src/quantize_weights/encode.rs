@@ -11,8 +11,9 @@ use onnx_quant_numerics::grouping::Grouping;
 use onnx_quant_numerics::minifloat::MiniFloat;
 use onnx_quant_numerics::quantize::codes_to_bytes;
 use onnx_quant_numerics::scaling::{WeightQuantizer, choose_params, choose_scales};
-use onnx_quant_numerics::vsq::vector_scales;
+use onnx_quant_numerics::vsq::{VectorScales, vector_scales};
 
+use crate::overrides::WeightOverride;
 use crate::plan::{BlockAxis, WeightPlan};
 use crate::qdq;
 use crate::settings::QuantSettings;
@@ -46,8 +47,11 @@ pub(super) enum Scale {
 }
 
 /// A weight as it is looked at: the values in a shape, with the axes that matter.
-struct View<'a> {
+pub(super) struct View<'a> {
+    /// What scales are chosen from.
     data: &'a [f32],
+    /// What is coded.
+    values: &'a [f32],
     shape: Vec<usize>,
     /// Axis of the output channels.
     channel: Option<usize>,
@@ -56,7 +60,7 @@ struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    fn of(data: &'a [f32], dims: &[i64], form: &WeightPlan) -> Self {
+    pub(super) fn of(data: &'a [f32], dims: &[i64], form: &WeightPlan) -> Self {
         let dims: Vec<usize> = dims.iter().map(|&d| d as usize).collect();
         let (shape, along) = match form.blocks {
             Some(BlockAxis::From(at)) => {
@@ -68,6 +72,7 @@ impl<'a> View<'a> {
         };
         View {
             data,
+            values: data,
             shape,
             channel: form.axis,
             along,
@@ -78,7 +83,7 @@ impl<'a> View<'a> {
         self.shape.iter().map(|&d| d as i64).collect()
     }
 
-    fn grouping(&self, granularity: Granularity) -> Result<Grouping, String> {
+    pub(super) fn grouping(&self, granularity: Granularity) -> Result<Grouping, String> {
         let grouping = match (granularity, self.channel) {
             (Granularity::Block(n) | Granularity::Vsq(n), _) => {
                 Grouping::blocks(&self.shape, self.along, n as usize)
@@ -112,11 +117,18 @@ pub(super) fn encode(
     tensor: &Tensor,
     form: &WeightPlan,
     readers: &[(NodeId, usize)],
-    settings: &QuantSettings,
+    (settings, chosen): (&QuantSettings, Option<&WeightOverride>),
 ) -> Result<Stored, String> {
     let base = form.format.base;
     let data = tensor.to_f32().map_err(|e| e.to_string())?;
-    let view = View::of(&data, tensor.dims(), form);
+    let mut view = View::of(&data, tensor.dims(), form);
+    if let Some(chosen) = chosen {
+        if chosen.values.len() != data.len() {
+            return Err("the values that were chosen for it have another shape".to_owned());
+        }
+        view.values = &chosen.values;
+    }
+    let params = chosen.and_then(|c| c.params.as_deref());
     let float = tensor.dtype();
     let how = quantizer(base, settings, float);
     let (family, granularity) = (base.info().family, form.granularity());
@@ -125,7 +137,7 @@ pub(super) fn encode(
         (Family::Integer | Family::FixedPoint, Granularity::Vsq(n)) => vectors(&view, n, &how)?,
         (Family::Integer | Family::FixedPoint, _) => {
             let raise = |params: &mut [QParams]| super::raise_for_biases(model, readers, params);
-            integers(&view, granularity, &how, float, &raise)?
+            integers(&view, granularity, &how, float, &raise, params)?
         }
         (Family::Float, _) => floats(&view, granularity, &how, float)?,
         (Family::BlockFloat, _) => block_floats(&view, granularity, &how)?,
@@ -212,18 +224,13 @@ fn integers(
     how: &WeightQuantizer,
     float: DataType,
     raise: &dyn Fn(&mut [QParams]) -> Result<(), String>,
+    chosen: Option<&[QParams]>,
 ) -> Result<Parts, String> {
     let grouping = view.grouping(granularity)?;
-    let mut params = choose_params(view.data, grouping, how).map_err(|e| e.to_string())?;
+    let params = integer_params(view, granularity, how, raise, chosen)?;
     let blocks = matches!(granularity, Granularity::Block(_));
-    if !blocks && !matches!(how.base, Base::Fixed { .. }) {
-        raise(&mut params)?;
-        params
-            .iter_mut()
-            .for_each(|p| p.scale = how.scale.stored(p.scale));
-    }
     let codes =
-        quantize_groups(view.data, grouping, &params, how.base).map_err(|e| e.to_string())?;
+        quantize_groups(view.values, grouping, &params, how.base).map_err(|e| e.to_string())?;
     let dims = view.scale_dims(granularity);
     let scales: Vec<f32> = params.iter().map(|p| p.scale).collect();
     Ok(Parts {
@@ -231,6 +238,33 @@ fn integers(
         scale: Scale::Float(float_scales(&dims, &scales, scale_type(how, float))?),
         zero_point: zero_points(&params, &dims, how.base, blocks),
     })
+}
+
+/// The parameters of the groups of an integer format: those that were chosen, else those that the values suggest; raised
+/// where a bias would not fit.
+pub(super) fn integer_params(
+    view: &View<'_>,
+    granularity: Granularity,
+    how: &WeightQuantizer,
+    raise: &dyn Fn(&mut [QParams]) -> Result<(), String>,
+    chosen: Option<&[QParams]>,
+) -> Result<Vec<QParams>, String> {
+    let grouping = view.grouping(granularity)?;
+    let mut params = match chosen {
+        Some(p) if p.len() == grouping.count() => p.to_vec(),
+        Some(_) => {
+            return Err("the scales that were chosen for it are too many or too few".to_owned());
+        }
+        None => choose_params(view.data, grouping, how).map_err(|e| e.to_string())?,
+    };
+    let blocks = matches!(granularity, Granularity::Block(_));
+    if !blocks && !matches!(how.base, Base::Fixed { .. }) {
+        raise(&mut params)?;
+        params
+            .iter_mut()
+            .for_each(|p| p.scale = how.scale.stored(p.scale));
+    }
+    Ok(params)
 }
 
 /// The zero points of `params`. Of blocks of signed codes they are left out where all are 0, because they are as many as
@@ -245,7 +279,21 @@ fn zero_points(params: &[QParams], dims: &[i64], base: Base, blocks: bool) -> Op
     Some(Tensor::from_raw(qdq::storage_type(base), dims, bytes))
 }
 
-fn vectors(view: &View<'_>, length: u32, how: &WeightQuantizer) -> Result<Parts, String> {
+/// The parameters of the vectors of a two-level form.
+pub(super) fn vector_params(
+    view: &View<'_>,
+    length: u32,
+    how: &WeightQuantizer,
+) -> Result<Vec<QParams>, String> {
+    let found = vector_levels(view, length, how)?;
+    Ok(found.params)
+}
+
+fn vector_levels(
+    view: &View<'_>,
+    length: u32,
+    how: &WeightQuantizer,
+) -> Result<VectorScales, String> {
     let granularity = Granularity::Vsq(length);
     let grouping = view.grouping(granularity)?;
     let dims = view.scale_dims(granularity);
@@ -256,10 +304,17 @@ fn vectors(view: &View<'_>, length: u32, how: &WeightQuantizer) -> Result<Parts,
         None => Grouping::tensor(shape.iter().product()),
     };
     let channel_of = |vector| of_scales.group_of(vector);
-    let found = vector_scales(view.data, grouping, of_scales.count(), channel_of, how)
+    vector_scales(view.data, grouping, of_scales.count(), channel_of, how)
+        .map_err(|e| e.to_string())
+}
+
+fn vectors(view: &View<'_>, length: u32, how: &WeightQuantizer) -> Result<Parts, String> {
+    let granularity = Granularity::Vsq(length);
+    let grouping = view.grouping(granularity)?;
+    let dims = view.scale_dims(granularity);
+    let found = vector_levels(view, length, how)?;
+    let codes = quantize_groups(view.values, grouping, &found.params, how.base)
         .map_err(|e| e.to_string())?;
-    let codes =
-        quantize_groups(view.data, grouping, &found.params, how.base).map_err(|e| e.to_string())?;
     let scale_codes: Vec<i32> = found.codes.iter().map(|&c| i32::from(c)).collect();
     let scale_codes = codes_to_bytes(&scale_codes, Base::UINT4);
     let channel_dims: Vec<i64> = match view.channel {
@@ -291,7 +346,8 @@ fn floats(
     let grouping = view.grouping(granularity)?;
     let scales = choose_scales(view.data, grouping, element, how.calibrator, how.scale)
         .map_err(|e| e.to_string())?;
-    let codes = encode_groups(view.data, grouping, &scales, element).map_err(|e| e.to_string())?;
+    let codes =
+        encode_groups(view.values, grouping, &scales, element).map_err(|e| e.to_string())?;
     let dims = view.scale_dims(granularity);
     let storage = qdq::storage_type(how.base);
     let zeros = dims.iter().product::<i64>() as usize;
@@ -328,7 +384,7 @@ fn block_floats(
             Scale::E8m0(Tensor::from_raw(DataType::Float8e8m0, &dims, codes)),
         )
     };
-    let codes = encode_groups(view.data, grouping, &scales, element).map_err(|e| say(&e))?;
+    let codes = encode_groups(view.values, grouping, &scales, element).map_err(|e| say(&e))?;
     Ok(Parts {
         codes: Tensor::from_raw(qdq::storage_type(how.base), &view.dims(), codes),
         scale,

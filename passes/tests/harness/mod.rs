@@ -34,7 +34,7 @@ pub type Prepare<'a> = &'a dyn Fn(&Case, &Model, &mut PassContext);
 /// What a pass leaves in the context, as lines of the snapshot.
 pub type Describe<'a> = &'a dyn Fn(&str, &PassContext) -> String;
 
-const KEYS: [&str; 10] = [
+const KEYS: [&str; 13] = [
     "options",
     "before",
     "expect",
@@ -45,6 +45,9 @@ const KEYS: [&str; 10] = [
     "range",
     "layer",
     "pinned",
+    "correct",
+    "smooth",
+    "smooth_readers",
 ];
 
 impl Case {

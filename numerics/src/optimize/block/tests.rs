@@ -1,0 +1,222 @@
+//! The gradient against differences, and what learning gains.
+#![expect(clippy::unwrap_used, reason = "tests")]
+use super::*;
+use crate::affine::QParams;
+
+fn random_vec(n: usize, random: &mut Random) -> Vec<f32> {
+    (0..n)
+        .map(|_| random.unit() + random.unit() - 1.0)
+        .collect()
+}
+
+fn conv(channels: usize, rows: usize, groups: usize, kernel: usize, random: &mut Random) -> Layer {
+    let cols = channels / groups * kernel * kernel;
+    let p = QParams {
+        scale: 0.25,
+        zero_point: 0,
+        qmin: -4,
+        qmax: 3,
+    };
+    Layer {
+        weights: random_vec(rows * cols, random),
+        bias: random_vec(rows, random),
+        grid: Grid::per_row(cols, &vec![p; rows]),
+        groups,
+        geometry: Some(Geometry {
+            channels,
+            groups,
+            input: vec![4, 5],
+            output: vec![4, 5],
+            kernel: vec![kernel, kernel],
+            strides: vec![1, 1],
+            dilations: vec![1, 1],
+            pads: vec![kernel / 2, kernel / 2],
+            transposed: false,
+        }),
+    }
+}
+
+/// An inverted residual block: 1×1, depthwise 3×3, 1×1, with quantizers, and the input added.
+fn block(random: &mut Random) -> Block {
+    let relu = Activation::Clamp {
+        low: 0.0,
+        high: 1.5,
+    };
+    let quantizer = Quantizer {
+        scale: 0.02,
+        low: 0.0,
+        high: 60.0,
+        learned: true,
+    };
+    Block {
+        layers: vec![
+            conv(3, 6, 1, 1, random),
+            conv(6, 6, 6, 3, random),
+            conv(6, 3, 1, 3, random),
+        ],
+        quantizers: vec![quantizer, quantizer],
+        steps: vec![
+            Step::Linear {
+                layer: 0,
+                input: 0,
+                output: 1,
+            },
+            Step::Activate {
+                input: 1,
+                output: 2,
+                activation: relu,
+            },
+            Step::Quantize {
+                input: 2,
+                output: 3,
+                quantizer: 0,
+            },
+            Step::Linear {
+                layer: 1,
+                input: 3,
+                output: 4,
+            },
+            Step::Activate {
+                input: 4,
+                output: 5,
+                activation: relu,
+            },
+            Step::Quantize {
+                input: 5,
+                output: 6,
+                quantizer: 1,
+            },
+            Step::Linear {
+                layer: 2,
+                input: 6,
+                output: 7,
+            },
+            Step::Add {
+                a: 7,
+                b: 0,
+                output: 8,
+            },
+        ],
+        inputs: vec![0],
+        output: 8,
+        values: 9,
+    }
+}
+
+fn data(block: &Block, samples: usize, random: &mut Random) -> Data {
+    let ready = block.ready();
+    let weights: Vec<&[f32]> = block.layers.iter().map(|l| l.weights.as_slice()).collect();
+    let fine = vec![1e-6; block.quantizers.len()];
+    let free = Block {
+        quantizers: block
+            .quantizers
+            .iter()
+            .map(|q| Quantizer {
+                low: -1e9,
+                high: 1e9,
+                ..*q
+            })
+            .collect(),
+        ..block.clone()
+    };
+    let mut data = Data::default();
+    for _ in 0..samples {
+        let x = vec![random_vec(3 * 20, random)];
+        let exact = Ready {
+            block: &free,
+            taps: free
+                .layers
+                .iter()
+                .map(|l| l.geometry.as_ref().map(Taps::of))
+                .collect(),
+        };
+        data.targets
+            .push(exact.forward(&weights, &fine, &x).pop().unwrap());
+        data.inputs.push(x);
+    }
+    drop(ready);
+    data
+}
+
+#[test]
+fn the_gradient_is_that_of_the_error() {
+    let mut random = Random::new(3);
+    let mut block = block(&mut random);
+    // Without quantizers the error is smooth almost everywhere.
+    block.steps.retain(|s| !matches!(s, Step::Quantize { .. }));
+    for step in &mut block.steps {
+        if let Step::Linear { input, .. } = step {
+            *input = match *input {
+                3 => 2,
+                6 => 5,
+                x => x,
+            };
+        }
+    }
+    let data = data(&block, 3, &mut random);
+    let mut weights: Vec<Vec<f32>> = block
+        .layers
+        .iter()
+        .map(|l| l.grid.nearest(&l.weights))
+        .collect();
+    let ready = block.ready();
+    let sums = {
+        let slices: Vec<&[f32]> = weights.iter().map(Vec::as_slice).collect();
+        ready.batch(&slices, &block.scales(), &data, &[0, 1, 2], 1.0)
+    };
+    let mut checked = 0;
+    for layer in 0..3 {
+        for at in (0..weights[layer].len()).step_by(7) {
+            let own = weights[layer][at];
+            let mut error = |w: f32| {
+                weights[layer][at] = w;
+                let e = block.error(&weights, &block.scales(), &data) * 3.0;
+                weights[layer][at] = own;
+                e
+            };
+            let step = 1e-3;
+            let slope = (error(own + step) - error(own - step)) / (2.0 * f64::from(step));
+            let found = f64::from(sums.weights[layer][at]);
+            assert!(
+                (slope - found).abs() < 0.03 * slope.abs().max(1.0),
+                "{layer} {at}: {slope} {found}"
+            );
+            checked += 1;
+        }
+    }
+    assert!(checked > 20);
+}
+
+#[test]
+fn learning_a_block_gains_over_nearest() {
+    let mut random = Random::new(5);
+    let block = block(&mut random);
+    let data = data(&block, 24, &mut random);
+    let first: Vec<Vec<f32>> = block
+        .layers
+        .iter()
+        .map(|l| l.grid.nearest(&l.weights))
+        .collect();
+    let before = block.error(&first, &block.scales(), &data);
+    let options = Options {
+        iterations: 400,
+        batch: 8,
+        ..Options::default()
+    };
+    let (weights, scales) = block.reconstruct(&data, &options, 1);
+    let after = block.error(&weights, &scales, &data);
+    assert!(after < 0.5 * before, "{before} → {after}");
+    for (w, l) in weights.iter().zip(&block.layers) {
+        assert_eq!(*w, l.grid.nearest(w));
+    }
+    // The steps were chosen too small for the values: they grow.
+    assert!(scales.iter().all(|s| *s > 0.0 && s.is_finite()));
+    let one = rayon::ThreadPoolBuilder::new()
+        .num_threads(1)
+        .build()
+        .unwrap();
+    assert_eq!(
+        one.install(|| block.reconstruct(&data, &options, 1)),
+        (weights, scales)
+    );
+}

@@ -1,0 +1,133 @@
+//! Runs a model over the calibration data in parts: the values at the last cut are kept, so that each layer costs the
+//! nodes since then and not the whole model.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use onnx_quant_ir::engine::{Engine, Request};
+use onnx_quant_ir::{Model, Tensor, ValueId};
+use rayon::prelude::*;
+
+use super::store::Store;
+use super::submodel;
+use crate::calibrate::windows;
+use crate::data::{Batch, DataSet};
+use crate::engine::SessionCache;
+use crate::error::Error;
+
+/// Different shapes that are kept prepared.
+const SHAPES: usize = 64;
+
+/// A model with the values that were kept at a cut.
+pub(super) struct Flow<'a> {
+    engine: &'a Arc<dyn Engine>,
+    data: &'a DataSet,
+    cut: Vec<ValueId>,
+    store: Store,
+    memory: usize,
+}
+
+impl<'a> Flow<'a> {
+    /// A flow at the model's inputs.
+    pub(super) fn new(engine: &'a Arc<dyn Engine>, data: &'a DataSet, memory: usize) -> Self {
+        Self {
+            engine,
+            data,
+            cut: Vec::new(),
+            store: Store::new(memory),
+            memory,
+        }
+    }
+
+    /// Moves to another cut of the model.
+    pub(super) fn advance(&mut self, model: &Model, cut: &[ValueId]) -> Result<(), Error> {
+        let mut next = Store::new(self.memory);
+        self.run(
+            model,
+            cut,
+            |_, tensors| Ok(tensors),
+            |tensors| next.push(tensors),
+        )?;
+        self.store = next;
+        self.cut = cut.to_vec();
+        Ok(())
+    }
+
+    /// Computes values on all batches. `work` is done in parallel, `take` in the order of the batches.
+    pub(super) fn run<T: Send>(
+        &self,
+        model: &Model,
+        wanted: &[ValueId],
+        work: impl Fn(&Batch, Vec<Tensor>) -> Result<T, Error> + Sync,
+        mut take: impl FnMut(T) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let mut distinct: Vec<ValueId> = Vec::new();
+        for &v in wanted {
+            // What is fed is taken from the feed.
+            let fed = self.cut.contains(&v) || model.value(v).is_input();
+            if !fed && !distinct.contains(&v) {
+                distinct.push(v);
+            }
+        }
+        let part = submodel::part(model, &self.cut, &distinct)?;
+        let inputs: Vec<String> = part
+            .main()
+            .inputs
+            .iter()
+            .map(|&v| part.value(v).name.clone())
+            .collect();
+        let cache = SessionCache::new(Arc::clone(self.engine), Arc::new(part), SHAPES);
+        let compute = |batch: &Batch| -> Result<T, Error> {
+            let known = self.known(model, batch)?;
+            let fed: Vec<(String, Tensor)> = inputs
+                .iter()
+                .filter_map(|n| Some((n.clone(), known.get(n)?.clone())))
+                .collect();
+            let computed = if distinct.is_empty() {
+                Vec::new()
+            } else {
+                let shape = |t: &Tensor| t.dims().iter().map(|&d| d as usize).collect();
+                let feed = fed.iter().map(|(n, t)| (n.clone(), t.dtype(), shape(t)));
+                let request = Request {
+                    feed: feed.collect(),
+                    observe: Vec::new(),
+                };
+                let tensors: Vec<Tensor> = fed.into_iter().map(|(_, t)| t).collect();
+                cache.get(&request)?.run(&tensors, None)?
+            };
+            let mut out = Vec::with_capacity(wanted.len());
+            for v in wanted {
+                let name = &model.value(*v).name;
+                let at = distinct.iter().position(|d| d == v);
+                let tensor = at.and_then(|i| computed.get(i)).or_else(|| known.get(name));
+                let missing = || Error::usage(format!("`{name}` was not computed"));
+                out.push(tensor.cloned().ok_or_else(missing)?);
+            }
+            work(batch, out)
+        };
+        for window in windows(self.data, rayon::current_num_threads()) {
+            let window = window?;
+            let done = window
+                .par_iter()
+                .map(compute)
+                .collect::<Result<Vec<T>, Error>>()?;
+            for t in done {
+                take(t)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What is fed for a batch, by name.
+    fn known(&self, model: &Model, batch: &Batch) -> Result<BTreeMap<String, Tensor>, Error> {
+        let names = self.data.fed().iter().map(|i| i.name.clone());
+        let mut known: BTreeMap<String, Tensor> =
+            names.zip(batch.tensors.iter().cloned()).collect();
+        if !self.store.is_empty() {
+            let tensors = self.store.get(batch.index)?;
+            let names = self.cut.iter().map(|&v| model.value(v).name.clone());
+            known.extend(names.zip(tensors));
+        }
+        Ok(known)
+    }
+}

@@ -1,0 +1,95 @@
+//! Whether a change of the float model pays: the model is quantized with it and without it, and both are compared with the
+//! float model on samples that their calibration did not see.
+
+use std::sync::Arc;
+
+use onnx_quant_ir::engine::Engine;
+use onnx_quant_ir::{Model, Tensor};
+use onnx_quant_passes::calibration::Calibration;
+use onnx_quant_passes::observation;
+use onnx_quant_passes::settings::QuantSettings;
+use rayon::prelude::*;
+
+use crate::calibrate::{self, windows};
+use crate::data::{Batch, DataSet};
+use crate::error::Error;
+use crate::pipeline::{REWRITE, Run, Watch};
+use crate::prepared::Prepared;
+
+/// Samples that a trial calibrates on, and as many again by which it is judged.
+const SAMPLES: usize = 48;
+
+/// The signal-to-noise ratio in dB of the outputs of `model`, quantized with plain rounding, against those of `float`; the
+/// mean over the outputs.
+///
+/// # Errors
+/// A model that cannot be run.
+pub(super) fn sqnr(
+    float: &Model,
+    model: &Model,
+    settings: &QuantSettings,
+    data: &DataSet,
+    engine: &Arc<dyn Engine>,
+) -> Result<f64, Error> {
+    let data = data.clone().limit(2 * SAMPLES);
+    let half = data.len().div_ceil(2);
+    let mut run = Run::new(Watch::default())?;
+    if settings.activations.is_some() {
+        let points = observation::points(model, settings).map_err(Error::Usage)?;
+        let seen = calibrate::calibrate(model, engine, &data.clone().limit(half), &points)?;
+        run.cx.insert::<Calibration>(seen);
+    }
+    run.cx.insert(settings.clone());
+    let mut quantized = model.clone();
+    run.passes(REWRITE, &mut quantized)?;
+    let sides = [float, &quantized].map(|m| Prepared::new(engine, m, Vec::new()));
+    let mut sums: Vec<(f64, f64)> = Vec::new();
+    for window in windows(&data, rayon::current_num_threads()) {
+        let window = window?;
+        let judged: Vec<&Batch> = window
+            .iter()
+            .filter(|b| b.first_sample + b.samples > half || data.len() == 1)
+            .collect();
+        let parts = judged
+            .par_iter()
+            .map(|batch| {
+                let exact = sides[0].run(&data, batch, None)?;
+                let found = sides[1].run(&data, batch, None)?;
+                Ok(exact
+                    .iter()
+                    .zip(&found)
+                    .map(|(x, y)| energies(x, y))
+                    .collect())
+            })
+            .collect::<Result<Vec<Vec<(f64, f64)>>, Error>>()?;
+        for part in parts {
+            sums.resize(part.len().max(sums.len()), (0.0, 0.0));
+            for (sum, p) in sums.iter_mut().zip(part) {
+                sum.0 += p.0;
+                sum.1 += p.1;
+            }
+        }
+    }
+    let ratios: Vec<f64> = sums
+        .iter()
+        .filter(|(signal, _)| *signal > 0.0)
+        .map(|(signal, noise)| (10.0 * (signal / noise.max(signal * 1e-14)).log10()).max(-40.0))
+        .collect();
+    Ok(ratios.iter().sum::<f64>() / ratios.len().max(1) as f64)
+}
+
+/// Squares of the values and of their differences.
+fn energies(exact: &Tensor, found: &Tensor) -> (f64, f64) {
+    let (Ok(x), Ok(y)) = (exact.to_f32(), found.to_f32()) else {
+        return (0.0, 0.0);
+    };
+    let mut sums = (0.0, 0.0);
+    for (x, y) in x.iter().zip(&y) {
+        let (x, d) = (f64::from(*x), f64::from(*x) - f64::from(*y));
+        if x.is_finite() {
+            sums.0 += x * x;
+            sums.1 += if d.is_finite() { d * d } else { 1e30 };
+        }
+    }
+    sums
+}
