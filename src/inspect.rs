@@ -8,6 +8,8 @@ use onnx_quant_ir::{DataType, Model, ValueId};
 use onnx_quant_passes::qdq;
 use serde::Serialize;
 
+use crate::metadata::Metadata;
+
 /// The description of a model.
 #[derive(Debug, Clone, Serialize)]
 pub struct Inspection {
@@ -23,6 +25,8 @@ pub struct Inspection {
     pub opsets: BTreeMap<String, i64>,
     /// What wrote the file.
     pub producer: String,
+    /// How it was quantized, as it says itself.
+    pub metadata: Option<Metadata>,
     /// Inputs of the signature.
     pub inputs: Vec<Port>,
     /// Outputs of the signature.
@@ -164,6 +168,7 @@ pub fn inspect(model: &Model, file: &str, file_bytes: u64) -> Inspection {
         .join(" ")
         .trim()
         .to_owned(),
+        metadata: Metadata::of(model),
         inputs: model.main().inputs.iter().map(port).collect(),
         outputs: model.main().outputs.iter().map(port).collect(),
         nodes: model.all_nodes().len(),

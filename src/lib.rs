@@ -10,16 +10,20 @@
 // The command line names the library as other crates do.
 extern crate self as onnx_quant;
 
+pub mod build;
 pub mod calibrate;
 pub mod check;
 #[cfg(feature = "config")]
 pub mod cli;
+#[cfg(feature = "config")]
+pub mod config;
 pub mod data;
 pub mod demo;
 pub mod engine;
 pub mod error;
 pub mod extend;
 pub mod inspect;
+pub mod metadata;
 pub mod metric;
 pub mod observe;
 pub mod optimize;
@@ -27,9 +31,12 @@ pub mod pipeline;
 mod prepared;
 pub mod progress;
 pub mod quantize;
+pub mod record;
 pub mod report;
 pub mod run;
 pub mod stages;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use error::Error;
 pub use onnx_quant_ir as ir;

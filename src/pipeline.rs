@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use onnx_quant_ir::Model;
-use onnx_quant_ir::pass::{Changed, Manager, Pass, PassContext, PassRecord, Violation};
+use onnx_quant_ir::pass::{Changed, Manager, Pass, PassContext, PassRecord, Skip, Violation};
 use onnx_quant_ir::text::{self, Print};
 use onnx_quant_ir::verify;
 use onnx_quant_passes::registry;
@@ -222,13 +222,30 @@ impl Run {
                 Which::BuiltIn(p) => *p,
                 Which::User(p) => p.as_ref(),
             };
+            let said = cx.skips.len();
             result = manager.run(pass, options, model, cx);
+            tell(pass.info().name, manager.records.last(), &cx.skips[said..]);
             if result.is_err() {
                 break;
             }
         }
         *records = std::mem::take(&mut manager.records);
         result.map(|_| ()).map_err(Error::from)
+    }
+}
+
+/// Logs what a pass did, and what it left alone.
+fn tell(name: &str, record: Option<&PassRecord>, skips: &[Skip]) {
+    for s in skips {
+        tracing::debug!("{name}: leaves {}: {}", s.subject, s.reason);
+    }
+    if let Some(r) = record.filter(|r| r.pass == name) {
+        let changed = match r.changed {
+            Changed::Yes => "changed",
+            Changed::No => "no change",
+        };
+        let time = r.elapsed.as_secs_f64() * 1e3;
+        tracing::info!("{name}: {changed}, {time:.1} ms");
     }
 }
 

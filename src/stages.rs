@@ -50,6 +50,7 @@ use crate::check::CheckReport;
 use crate::data::DataSet;
 use crate::error::Error;
 use crate::extend::{Extensions, Stage};
+use crate::metadata::{self, Metadata};
 use crate::metric::Metric;
 use crate::observe;
 use crate::pipeline::{self, Run, Watch};
@@ -403,7 +404,20 @@ impl Planned {
         Ok(outcome)
     }
 
-    /// Carries the plan out.
+    /// What the model will say of itself.
+    fn metadata(&self, plan: &PrecisionPlan) -> Metadata {
+        let source = self.carried.path.as_deref();
+        Metadata {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            source: source
+                .and_then(|p| metadata::file_digest(p).ok())
+                .unwrap_or_default(),
+            plan: metadata::summary(plan),
+            command: String::new(),
+        }
+    }
+
+    /// Carries the plan out. The model says in its metadata what it was made from; see [`Metadata`].
     ///
     /// # Errors
     /// A pass that refuses.
@@ -411,6 +425,7 @@ impl Planned {
         self.carried.run.stage(Stage::Rewrite, &mut self.model)?;
         name_producer(&mut self.model);
         let plan = self.plan();
+        self.metadata(&plan).write(&mut self.model);
         let Carried { run, notes, .. } = &mut self.carried;
         notes.extend(
             run.cx

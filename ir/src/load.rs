@@ -91,6 +91,14 @@ pub fn load(path: &Path) -> Result<Model, LoadError> {
     load_bytes(bytes, path)
 }
 
+/// Loads a model that the program carries. Weights stay where they are.
+///
+/// # Errors
+/// As [`load_bytes`]; external data is looked for in the working directory.
+pub fn load_static(bytes: &'static [u8]) -> Result<Model, LoadError> {
+    load_bytes(Bytes::from_static(bytes), Path::new("model.onnx"))
+}
+
 /// Loads a model from memory. `path` is what errors name, and external data is looked for in its folder.
 ///
 /// # Errors

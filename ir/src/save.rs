@@ -16,7 +16,7 @@ use crate::tensor::{Tensor, TensorError};
 
 pub use digest::digest;
 use staged::Staged;
-pub use staged::write_atomically;
+pub use staged::{abandon, write_atomically};
 
 /// Where the weights go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -202,6 +202,7 @@ fn save_external(model: &Model, path: &Path, threshold: usize) -> Result<Written
     let message = proto.encode_to_vec();
     let file = Staged::write(path, |f| f.write_all(&message))?;
     let fresh = !data_path.exists();
+    let _both = staged::naming();
     data.commit()?;
     if let Err(e) = file.commit() {
         if fresh {

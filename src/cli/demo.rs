@@ -46,7 +46,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
     let at = |name: &str| folder.join(name);
     onnx_quant::demo::write(&folder)?;
     let mut say = |line: String| {
-        if !global.json {
+        if global.talks() {
             eprintln!("{line}");
         }
     };

@@ -5,9 +5,13 @@ use std::path::PathBuf;
 use onnx_quant::ir::diff;
 
 use onnx_quant::ir::diff::{Change, GraphDiff};
+use onnx_quant::record::{difference, record};
 use serde_json::{Value, json};
 
 use super::{Global, Outcome, output};
+
+/// Significant digits of scales.
+const DIGITS: usize = 4;
 
 /// The options of `diff`.
 #[derive(Debug, clap::Args)]
@@ -20,11 +24,19 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
-    let change = diff::diff(&super::load(&args.before)?, &super::load(&args.after)?);
+    let (before, after) = (super::load(&args.before)?, super::load(&args.after)?);
+    let change = diff::diff(&before, &after);
+    let layers = difference(&record(&before, DIGITS), &record(&after, DIGITS));
     if global.json {
-        output::json(&as_json(&change))?;
+        let mut value = as_json(&change);
+        value["layers"] = layers.lines().collect();
+        output::json(&value)?;
     } else {
-        output::print(&change.to_string())?;
+        let mut text = change.to_string();
+        if !layers.is_empty() {
+            text.push_str(&format!("\nquantization of layers:\n{layers}"));
+        }
+        output::print(&text)?;
     }
     Ok(Outcome::Done)
 }

@@ -46,6 +46,17 @@ fn text(i: &Inspection) -> String {
     if !i.producer.is_empty() {
         let _ = writeln!(out, "producer {}", i.producer);
     }
+    if let Some(m) = &i.metadata {
+        for (what, value) in [
+            ("from", &m.source),
+            ("plan", &m.plan),
+            ("command", &m.command),
+        ] {
+            if !value.is_empty() {
+                let _ = writeln!(out, "{what:<8} {value}");
+            }
+        }
+    }
     for (what, ports) in [("input", &i.inputs), ("output", &i.outputs)] {
         for p in ports.iter().filter(|p| !p.has_default) {
             let _ = writeln!(out, "{what:<7} {}", port(p));

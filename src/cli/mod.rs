@@ -8,18 +8,24 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::{Parser, Subcommand};
+use clap::error::{ContextKind, ContextValue};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use onnx_quant::config::merge::{self, Merged};
 use onnx_quant::engine::tract::TractEngine;
 use onnx_quant::ir::Model;
 use onnx_quant::ir::engine::Engine;
 
 mod calibrate;
 mod check;
+mod config;
 mod data_args;
 mod demo;
 mod diff;
 mod engine_args;
 mod inspect;
+#[cfg(feature = "cli")]
+mod interrupt;
+mod layer;
 mod metric;
 mod optimize;
 mod output;
@@ -27,6 +33,9 @@ mod passes;
 mod quantize;
 mod rewrite;
 mod run;
+#[cfg(feature = "cli")]
+mod shell;
+mod style;
 mod target;
 
 /// What a command ends with.
@@ -51,6 +60,7 @@ pub(crate) enum Outcome {
                       --max-drop 1% -o model.int8.onnx --report report.json
   onnx-quant check model.onnx model.int8.onnx --eval eval.npz --labels labels.npy
   onnx-quant inspect model.onnx
+  onnx-quant init model.onnx && onnx-quant quantize            options from a file, onnx-quant.toml
 
 Exit codes: 0 done, 1 the check failed (the budget of --max-drop is exceeded), 2 usage, input or I/O."
 )]
@@ -73,6 +83,24 @@ pub(crate) struct Global {
     /// Seed of whatever is random; the same seed gives the same bytes
     #[arg(long, global = true, value_name = "N", default_value_t = 0)]
     pub seed: u64,
+    /// Say nothing but results, warnings and errors
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Say more: -v every pass with its time, -vv what each left alone and why
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    #[command(flatten)]
+    pub config: config::ConfigArgs,
+    /// The options that change the result, for the metadata of what is written.
+    #[arg(skip)]
+    pub line: String,
+}
+
+impl Global {
+    /// Whether progress is told on standard error.
+    pub(crate) fn talks(&self) -> bool {
+        !self.json && !self.quiet
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -91,6 +119,16 @@ enum Command {
     Inspect(inspect::Args),
     /// Show what changed between two models
     Diff(diff::Args),
+    /// Write a first configuration for a model, with comments
+    Init(config::InitArgs),
+    /// Print the JSON schema of configuration files
+    Config(config::Args),
+    /// Print a script that completes commands and options in a shell
+    #[cfg(feature = "cli")]
+    Completions(shell::CompletionArgs),
+    /// Print the manual page, or write those of all commands
+    #[cfg(feature = "cli")]
+    Man(shell::ManArgs),
     /// List the passes, or explain one
     Passes(passes::Args),
     /// List the runtimes that models can be made for, or the rules of one
@@ -101,19 +139,30 @@ enum Command {
 
 /// The program; see the [module](self) for its exit codes.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(e) => {
-            let code = u8::try_from(e.exit_code()).unwrap_or(2);
-            let _ = e.print();
-            return ExitCode::from(code);
-        }
+    let args = std::env::args_os().collect();
+    let merged = match merge::merge(&command(), args) {
+        Ok(merged) => merged,
+        Err(e) => return refuse(&e.to_string()),
     };
+    let matches = match command().try_get_matches_from(&merged.args) {
+        Ok(matches) => matches,
+        Err(e) => return usage(&e, &merged),
+    };
+    let mut cli = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli,
+        Err(e) => return usage(&e, &merged),
+    };
+    cli.global.line = config::line_of(&command(), &matches);
+    if cli.global.config.print_config {
+        return finish(print_config(&matches, &merged, cli.global.json));
+    }
+    log(&cli.global);
+    #[cfg(feature = "cli")]
+    interrupt::watch();
     if let Some(n) = cli.global.threads {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(usize::from(n));
         if let Err(e) = pool.build_global() {
-            eprintln!("error: cannot start {n} threads: {e}");
-            return ExitCode::from(2);
+            return refuse(&format!("cannot start {n} threads: {e}"));
         }
     }
     let result = match &cli.command {
@@ -124,18 +173,129 @@ pub fn main() -> ExitCode {
         Command::Run(a) => run::run(a, &cli.global),
         Command::Inspect(a) => inspect::run(a, &cli.global),
         Command::Diff(a) => diff::run(a, &cli.global),
+        Command::Init(a) => config::init(a, &cli.global),
+        Command::Config(a) => config::run(a),
+        #[cfg(feature = "cli")]
+        Command::Completions(a) => shell::completions(a),
+        #[cfg(feature = "cli")]
+        Command::Man(a) => shell::man(a),
         Command::Passes(a) => passes::run(a, &cli.global),
         Command::Targets(a) => target::run(a, &cli.global),
         Command::Rewrite(a) => rewrite::run(a, &cli.global),
     };
+    finish(result)
+}
+
+/// The arguments of the program.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// Standard error holds one error, and the exit code says so.
+fn refuse(why: &str) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "{} {why}", style::error());
+    ExitCode::from(2)
+}
+
+/// A command line that clap refuses.
+fn usage(error: &clap::Error, merged: &Merged) -> ExitCode {
+    if let Some(text) = located(error, merged) {
+        return refuse(&text);
+    }
+    let _ = error.print();
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+}
+
+/// The error in one line with the place in a file, where the value at fault is from one.
+fn located(error: &clap::Error, merged: &Merged) -> Option<String> {
+    let named = match error.get(ContextKind::InvalidArg)? {
+        ContextValue::String(arg) => vec![arg.clone()],
+        ContextValue::Strings(args) => args.clone(),
+        _ => Vec::new(),
+    };
+    let (_, origin) = merged.origins.iter().find(|(id, _)| {
+        let long = format!("--{}", id.replace('_', "-"));
+        let same = |n: &String| n.split([' ', '=']).next() == Some(&long);
+        named.iter().any(same)
+    })?;
+    let text = error.to_string();
+    let first = text.lines().next().unwrap_or("");
+    let first = first.strip_prefix("error: ").unwrap_or(first);
+    Some(format!("{origin}: {first}"))
+}
+
+/// The job that `quantize` would do on a model with a configuration.
+///
+/// # Errors
+/// What is wrong with the configuration.
+pub(crate) fn job_of(
+    model: &std::path::Path,
+    config: &std::path::Path,
+    profile: Option<&str>,
+) -> Result<crate::quantize::Job, String> {
+    let mut args: Vec<std::ffi::OsString> = vec!["onnx-quant".into(), "quantize".into()];
+    args.push(model.into());
+    for (name, value) in [
+        ("--config", Some(config.as_os_str())),
+        ("--profile", profile.map(std::ffi::OsStr::new)),
+        ("--output", Some("in-memory.onnx".as_ref())),
+    ] {
+        if let Some(value) = value {
+            args.extend([name.into(), value.to_owned()]);
+        }
+    }
+    let merged = merge::merge(&command(), args).map_err(|e| e.to_string())?;
+    let matches = command().try_get_matches_from(&merged.args);
+    let parsed = matches.and_then(|m| Cli::from_arg_matches(&m));
+    let cli = parsed.map_err(|e| located(&e, &merged).unwrap_or_else(|| e.to_string()))?;
+    match &cli.command {
+        Command::Quantize(a) => a.job(&cli.global).map_err(|e| sentence(&e)),
+        _ => Err("the configuration is not one of `quantize`".to_owned()),
+    }
+}
+
+fn print_config(
+    matches: &clap::ArgMatches,
+    merged: &Merged,
+    json: bool,
+) -> anyhow::Result<Outcome> {
+    let mut program = command();
+    program.build();
+    if let Some((name, given)) = matches.subcommand()
+        && let Some(command) = program.find_subcommand(name)
+    {
+        config::print(command, given, merged, json)?;
+    }
+    Ok(Outcome::Done)
+}
+
+/// What the library says of its work goes to standard error, as much as was asked for.
+fn log(global: &Global) {
+    crate::progress::set_quiet(!global.talks());
+    #[cfg(feature = "cli")]
+    {
+        let level = match global.verbose {
+            _ if global.quiet => tracing_subscriber::filter::LevelFilter::ERROR,
+            0 => tracing_subscriber::filter::LevelFilter::WARN,
+            1 => tracing_subscriber::filter::LevelFilter::INFO,
+            _ => tracing_subscriber::filter::LevelFilter::DEBUG,
+        };
+        tracing_subscriber::fmt()
+            .with_max_level(level)
+            .with_writer(std::io::stderr)
+            .with_ansi(false)
+            .without_time()
+            .with_target(false)
+            .init();
+    }
+}
+
+fn finish(result: anyhow::Result<Outcome>) -> ExitCode {
     match result {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::CheckFailed) => ExitCode::from(1),
         Err(e) if is_broken_pipe(&e) => ExitCode::SUCCESS,
-        Err(e) => {
-            let _ = writeln!(std::io::stderr(), "error: {}", sentence(&e));
-            ExitCode::from(2)
-        }
+        Err(e) => refuse(&sentence(&e)),
     }
 }
 
@@ -163,7 +323,8 @@ pub(crate) fn load(path: &std::path::Path) -> anyhow::Result<Model> {
     let model = onnx_quant::ir::load::load(path)?;
     for f in &model.unknown_fields {
         eprintln!(
-            "warning: {}: field {} of {} ({} times) is not in the ONNX schema known here and would be lost",
+            "{} {}: field {} of {} ({} times) is not in the ONNX schema known here and would be lost",
+            style::warning(),
             path.display(),
             f.number,
             f.path,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use onnx_quant::data::DataSpec;
 use onnx_quant::ir::save::{self, ExternalData};
+use onnx_quant::metadata::Metadata;
 use onnx_quant::numerics::format::{Base, Format, Granularity, Scheme};
 use onnx_quant::numerics::observer::Calibrator;
 use onnx_quant::passes::plan::PrecisionPlan;
@@ -16,6 +17,7 @@ use onnx_quant::report;
 
 use super::data_args::DataArgs;
 use super::engine_args::EngineArgs;
+use super::layer::LayerArgs;
 use super::metric::MetricArgs;
 use super::target::TargetArgs;
 use super::{Global, Outcome, check_output, optimize, output};
@@ -89,6 +91,8 @@ pub(crate) struct Args {
     /// Never quantize these nodes: glob over names, or operator type (repeatable)
     #[arg(long, value_name = "PATTERN")]
     exclude: Vec<String>,
+    #[command(flatten)]
+    layers: LayerArgs,
     /// Use 7 bits, for x86 kernels without VNNI, which saturate with 8
     #[arg(long)]
     reduce_range: bool,
@@ -177,7 +181,7 @@ impl Args {
         })
     }
 
-    fn job(&self, global: &Global) -> anyhow::Result<Job> {
+    pub(crate) fn job(&self, global: &Global) -> anyhow::Result<Job> {
         let defaults = QuantSettings::default();
         let mut job = Job {
             model: self.model.clone(),
@@ -198,6 +202,7 @@ impl Args {
                     include: self.include.clone(),
                     exclude: self.exclude.clone(),
                 },
+                layers: self.layers.layer.clone(),
                 ..defaults
             },
             watch: Watch {
@@ -249,12 +254,13 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
     }
     let job = args.job(global)?;
     let mut say = |line: String| {
-        if !global.json {
+        if global.talks() {
             eprintln!("{line}");
         }
     };
     let mut done = quantize(&job, &args.engine.engine()?, &mut say)?;
     let holds = done.budget_holds();
+    note_command(&mut done.model, global);
     if holds || args.force {
         let written = save::save(&done.model, &args.output, job.external).with_context(|| {
             format!(
@@ -279,6 +285,14 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
     } else {
         Outcome::CheckFailed
     })
+}
+
+/// Writes into the model with which options it was made.
+fn note_command(model: &mut onnx_quant::ir::Model, global: &Global) {
+    if let Some(mut said) = Metadata::of(model) {
+        said.command.clone_from(&global.line);
+        said.write(model);
+    }
 }
 
 fn show(done: &Quantized, args: &Args, global: &Global) -> anyhow::Result<()> {

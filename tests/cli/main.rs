@@ -4,6 +4,7 @@
 mod bad_input;
 mod calibrate;
 mod commands;
+mod config;
 mod data;
 mod engine;
 mod optimize;

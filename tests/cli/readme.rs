@@ -73,6 +73,10 @@ fn options(text: &str) -> BTreeSet<String> {
 fn options_of_the_readme_exist_and_none_is_missing() {
     let commands = [
         "calibrate",
+        "completions",
+        "config",
+        "init",
+        "man",
         "demo",
         "quantize",
         "check",

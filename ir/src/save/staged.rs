@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tempfile::NamedTempFile;
 
@@ -11,10 +12,47 @@ use super::SaveError;
 /// Longest chain of links that is followed.
 const MAX_LINKS: usize = 40;
 
+/// Held by whoever gives names to files that belong together.
+static NAMING: Mutex<()> = Mutex::new(());
+
+/// Keeps [`abandon`] from ending the program between two names.
+pub(super) fn naming() -> MutexGuard<'static, ()> {
+    NAMING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The temporary files that are open.
+static OPEN: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+fn open_files() -> MutexGuard<'static, Vec<PathBuf>> {
+    OPEN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Removes every temporary file that is not complete: for a program that is interrupted. Files that are being given
+/// their names get them first, and none is begun afterwards: the caller must end the program.
+pub fn abandon() {
+    let named = naming();
+    let open = open_files();
+    for path in open.iter() {
+        let _ = fs::remove_file(path);
+    }
+    // The locks are kept to the end of the program.
+    std::mem::forget((named, open));
+}
+
 /// A complete temporary file in the folder of its target; it vanishes unless it is committed.
 pub(super) struct Staged {
     file: NamedTempFile,
     path: PathBuf,
+    _listed: Listed,
+}
+
+/// A temporary file that stands in the list of open ones.
+struct Listed(PathBuf);
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        open_files().retain(|p| *p != self.0);
+    }
 }
 
 impl Staged {
@@ -39,13 +77,20 @@ impl Staged {
             use std::os::unix::fs::PermissionsExt;
             builder.permissions(fs::Permissions::from_mode(0o666));
         }
-        let temp = builder.tempfile_in(folder).map_err(fail)?;
+        let temp = {
+            let mut open = open_files();
+            let temp = builder.tempfile_in(folder).map_err(fail)?;
+            open.push(temp.path().to_owned());
+            temp
+        };
+        let listed = Listed(temp.path().to_owned());
         let mut out = BufWriter::new(temp);
         write(&mut out).map_err(fail)?;
         let file = out.into_inner().map_err(|e| fail(e.into_error()))?;
         Ok(Self {
             file,
             path: path.to_owned(),
+            _listed: listed,
         })
     }
 
