@@ -275,3 +275,41 @@ fn file_kind(path: &Path, tokenizer: bool) -> Option<Kind> {
         _ => tokenizer.then_some(Kind::Text),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    #[test]
+    fn a_description_is_written_and_read() {
+        let text = r#"{"path":"images","samples":500,"shuffle":true,"skip-bad":true,
+            "inputs":{"sr":16000,"state":0.5,"mask":[[1,1],[0,1]],"flag":true,"x":"x.npy"},
+            "image":{"preset":"imagenet","image-size":"224x320","resize":"shortest:256","mean":[0.5],"layout":"nhwc"},
+            "window":64}"#;
+        let spec: DataSpec = serde_json::from_str(text).unwrap();
+        assert_eq!(spec.inputs["sr"], InputValue::Int(16000));
+        assert_eq!(spec.inputs["flag"], InputValue::Bool(true));
+        assert_eq!(spec.inputs["x"], InputValue::File("x.npy".into()));
+        let size = spec.image.image_size.unwrap();
+        assert_eq!((size.height, size.width), (224, 320));
+        let written = serde_json::to_string(&spec).unwrap();
+        assert_eq!(serde_json::from_str::<DataSpec>(&written).unwrap(), spec);
+        let short = serde_json::to_string(&DataSpec::from("a.npz")).unwrap();
+        assert_eq!(short, r#"{"path":"a.npz"}"#);
+        for wrong in [
+            r#"{"path":"a","sampels":1}"#,
+            r#"{"path":"a","image":{"resize":"large"}}"#,
+            r#"{"samples":1}"#,
+        ] {
+            assert!(serde_json::from_str::<DataSpec>(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn random_data_is_no_file() {
+        assert_eq!(DataSpec::from("random:8").file(), None);
+        assert_eq!(DataSpec::from("a.npz").file(), Some(Path::new("a.npz")));
+    }
+}

@@ -92,15 +92,26 @@ impl Sandbox {
 
     /// The array `y` that `run` wrote, declared as the type and shape.
     fn values(&self, name: &str, ty: &str) -> Vec<f32> {
-        let model = text::parse(&format!(
-            "main ({ty} y) => ({ty} z) {{\n  z = Identity (y)\n}}\n"
-        ));
-        let signature = Signature::of(&model.unwrap()).unwrap();
-        let data = DataSet::open(&self.path(name), &signature).unwrap();
-        let batches = data
-            .batches(64)
-            .map(|b| b.unwrap().tensors[0].to_f32().unwrap());
-        batches.flatten().collect()
+        self.array(name, "y", ty)
+    }
+
+    /// An array that `run` wrote, declared as the type and shape; the others of the file are left out.
+    pub fn array(&self, name: &str, array: &str, ty: &str) -> Vec<f32> {
+        let text = format!("main ({ty} {array}) => ({ty} z) {{\n  z = Identity ({array})\n}}\n");
+        let signature = Signature::of(&text::parse(&text).unwrap()).unwrap();
+        let mut archive =
+            zip::ZipArchive::new(std::fs::File::open(self.path(name)).unwrap()).unwrap();
+        let mut bytes = Vec::new();
+        let mut entry = archive.by_name(&format!("{array}.npy")).unwrap();
+        std::io::Read::read_to_end(&mut entry, &mut bytes).unwrap();
+        let single = self.path("single.npy");
+        std::fs::write(&single, bytes).unwrap();
+        let data = DataSet::open(&single, &signature).unwrap();
+        let batches = data.batches(64);
+        let values = batches.map(|b| b.unwrap().tensors[0].to_f32().unwrap());
+        let values = values.flatten().collect();
+        std::fs::remove_file(single).unwrap();
+        values
     }
 }
 

@@ -10,3 +10,4 @@ mod engine;
 mod optimize;
 mod readme;
 mod sandbox;
+mod text;
