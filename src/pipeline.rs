@@ -26,6 +26,7 @@ pub const NORMALIZE: &[&str] = &[
     "merge_constants",
     "strip_debug_info",
     "drop_unused",
+    "unique_names",
 ];
 
 /// The passes of accuracy recovery that change the float model before it is calibrated, where they are asked for.
@@ -40,7 +41,9 @@ pub const REWRITE: &[&str] = &[
     "share_qdq_parameters",
     "quantize_weights",
     "quantize_bias",
+    "quantize_dynamic",
     "remove_redundant_qdq",
+    "lower_qoperator",
     "drop_unused",
 ];
 

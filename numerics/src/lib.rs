@@ -32,6 +32,7 @@ pub mod float;
 pub mod format;
 pub mod grouping;
 pub mod histogram;
+pub mod integer;
 pub mod metrics;
 pub mod minifloat;
 pub mod minmax;

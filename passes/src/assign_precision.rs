@@ -359,6 +359,10 @@ fn node_plan(
 ) -> NodePlan {
     let moved = |slot: Option<ValueId>| slot.is_some_and(|v| quantized.contains_key(&v));
     let (precision, reason) = match &placement.modes[&node] {
+        Mode::Integer if placement.settings.dynamic => (
+            Precision::Integer,
+            "its activation is quantized at run time".to_owned(),
+        ),
         Mode::Integer | Mode::Supporting => (Precision::Integer, String::new()),
         Mode::Inputs(slots) => {
             let reason = match slots.len() {

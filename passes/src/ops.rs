@@ -204,6 +204,30 @@ pub fn recurrent(model: &Model, node: NodeId) -> Vec<usize> {
     [1, 2].into_iter().filter(constant).collect()
 }
 
+/// The linear operator behind a node whose weight is a constant behind a DequantizeLinear.
+pub fn dequantized_linear(model: &Model, node: NodeId) -> Option<Linear> {
+    let coded = |slot| crate::integer_product::coded_weight(model, node, slot).is_some();
+    let n = model.node(node);
+    if !n.domain().is_empty() {
+        return None;
+    }
+    let bias = |slot| model.input(node, slot).map(|_| slot);
+    let (activation, weight, bias) = match n.op_type() {
+        "Conv" | "Gemm" if coded(1) => (0, 1, bias(2)),
+        "MatMul" if coded(1) => (0, 1, None),
+        "MatMul" if coded(0) => (1, 0, None),
+        _ => return None,
+    };
+    Some(Linear {
+        activation,
+        weight,
+        bias,
+        axis: None,
+        blocks: BlockAxis::Axis(0),
+        kernel: Kernel::AnyOutput,
+    })
+}
+
 /// Whether the node is a matrix product of two values that are both computed.
 pub fn activation_product(model: &Model, node: NodeId) -> bool {
     let computed = |slot| {

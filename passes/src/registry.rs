@@ -18,6 +18,7 @@ pub fn all() -> Vec<&'static dyn Pass> {
         &crate::merge_constants::MergeConstants,
         &crate::strip_debug_info::StripDebugInfo,
         &crate::drop_unused::DropUnused,
+        &crate::unique_names::UniqueNames,
         &crate::assign_precision::AssignPrecision,
         &crate::split_shared_weights::SplitSharedWeights,
         &crate::correct_bias::CorrectBias,
@@ -25,7 +26,10 @@ pub fn all() -> Vec<&'static dyn Pass> {
         &crate::share_qdq_parameters::ShareQdqParameters,
         &crate::quantize_weights::QuantizeWeights,
         &crate::quantize_bias::QuantizeBias,
+        &crate::quantize_dynamic::QuantizeDynamic,
         &crate::remove_redundant_qdq::RemoveRedundantQdq,
+        &crate::lower_qoperator::LowerQoperator,
+        &crate::expand_qoperator::ExpandQoperator,
         &crate::specialize::Specialize,
         &crate::lower_qdq::LowerQdq,
     ]

@@ -252,12 +252,15 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
             bail!("--report and --output are the same file");
         }
     }
-    let job = args.job(global)?;
+    let mut job = args.job(global)?;
     let mut say = |line: String| {
         if global.talks() {
             eprintln!("{line}");
         }
     };
+    if job.settings.dynamic && job.calibration.take().is_some() {
+        say("calibrate   --calib is not used: --dynamic finds ranges at run time".to_owned());
+    }
     let mut done = quantize(&job, &args.engine.engine()?, &mut say)?;
     let holds = done.budget_holds();
     note_command(&mut done.model, global);

@@ -16,6 +16,19 @@ pub(crate) struct TargetArgs {
     /// The instructions of the processor that onnxruntime runs on: avx2 (7-bit weights), vnni or arm (int8 activations)
     #[arg(long, value_name = "SET")]
     isa: Option<Isa>,
+    /// How integer arithmetic is written: qdq (pairs around float operators) or qoperator (integer operators)
+    #[arg(long, value_name = "FORM", default_value = "qdq")]
+    format: Form,
+    /// Quantize activations at run time, each by its own range; needs no calibration data
+    #[arg(long)]
+    dynamic: bool,
+}
+
+/// How integer arithmetic is written into the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Form {
+    Qdq,
+    Qoperator,
 }
 
 impl TargetArgs {
@@ -26,6 +39,8 @@ impl TargetArgs {
     pub(crate) fn apply(&self, settings: &mut QuantSettings, given: Given) -> anyhow::Result<()> {
         settings.target = self.target;
         settings.isa = self.isa;
+        settings.qoperator = self.format == Form::Qoperator;
+        settings.dynamic = self.dynamic;
         choose(settings, given).map_err(anyhow::Error::msg)
     }
 }

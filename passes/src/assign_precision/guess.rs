@@ -2,7 +2,7 @@
 //! float.
 
 use onnx_quant_ir::{DataType, Model, NodeId};
-use onnx_quant_numerics::format::Format;
+use onnx_quant_numerics::format::{Base, Format, Granularity, Scheme};
 
 use super::placement::{Mode, Placement};
 use super::residual;
@@ -47,6 +47,15 @@ impl Placement<'_> {
             None => Some("the target's table does not have it"),
         };
         self.linears.insert(node, linear);
+        if self.settings.dynamic {
+            return match kernel
+                .map(str::to_owned)
+                .or_else(|| self.not_dynamic(node, linear.weight))
+            {
+                Some(why) => Mode::WeightOnly(why),
+                None => Mode::Integer,
+            };
+        }
         let why = match (linear.kernel, kernel) {
             _ if self.inner(node) => "stands inside a subgraph, which calibration does not reach",
             _ if !self.activations(node) => self.no_activations(node),
@@ -57,6 +66,52 @@ impl Placement<'_> {
             _ => return Mode::Integer,
         };
         Mode::WeightOnly(why.to_owned())
+    }
+
+    /// Why an activation before this weight cannot be quantized at run time.
+    fn not_dynamic(&self, node: NodeId, slot: usize) -> Option<String> {
+        let weight = self.model.input(node, slot).map(|v| self.model.value(v));
+        if weight.and_then(|w| w.dtype()) != Some(DataType::Float) {
+            return Some("DynamicQuantizeLinear takes FP32 only".to_owned());
+        }
+        let format = self.choices.of(node).weights?;
+        let whole = matches!(
+            format.granularity,
+            None | Some(Granularity::Tensor | Granularity::Channel)
+        );
+        let eight = matches!(format.base, Base::INT8 | Base::UINT8);
+        (!whole || !eight).then(|| {
+            format!("{format} weights have no integer operator: it takes int8 or uint8 for a tensor or a channel")
+        })
+    }
+
+    /// An LSTM where the target has it with weights of 8 bits; the others calculate in float.
+    fn dynamic_recurrent(&self, node: NodeId) -> Mode {
+        let op = self.model.node(node).op_type();
+        if op != "LSTM" || !self.target.contrib {
+            return Mode::WeightOnly(format!(
+                "{} has no dynamic integer operator for {op}",
+                self.target.title
+            ));
+        }
+        if ops::recurrent(self.model, node).len() != 2 {
+            return Mode::WeightOnly("one of its weights is computed at run time".to_owned());
+        }
+        if self.model.node(node).attr_i("layout").unwrap_or(0) != 0 {
+            return Mode::WeightOnly("DynamicQuantizeLSTM knows no layout".to_owned());
+        }
+        let signed = self
+            .choices
+            .of(node)
+            .weights
+            .is_some_and(|f| f.base == Base::INT8);
+        match self.not_dynamic(node, 1) {
+            Some(why) => Mode::WeightOnly(why),
+            None if !signed || self.settings.weight_scheme != Scheme::Symmetric => {
+                Mode::WeightOnly("DynamicQuantizeLSTM takes symmetric int8 weights".to_owned())
+            }
+            None => Mode::Integer,
+        }
     }
 
     /// A product of two activations.
@@ -86,6 +141,7 @@ impl Placement<'_> {
         if !ops::recurrent(self.model, node).is_empty() {
             return match self.left_out(node, 1) {
                 Some(reason) => Mode::Float(reason),
+                None if self.settings.dynamic => self.dynamic_recurrent(node),
                 None => Mode::WeightOnly(format!("{op} has no integer kernel in Q/DQ form")),
             };
         }
@@ -136,7 +192,8 @@ impl Placement<'_> {
 
     /// Whether activations around the node may be quantized.
     fn activations(&self, node: NodeId) -> bool {
-        self.choices.of(node).activations.is_some() && !self.inner(node)
+        let wanted = self.choices.of(node).activations.is_some();
+        wanted && !self.inner(node) && !self.settings.dynamic
     }
 
     /// Why activations around the node stay in float.

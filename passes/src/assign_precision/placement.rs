@@ -106,6 +106,11 @@ impl<'a> Placement<'a> {
         ops::data_slots(n.op_type(), n.input_count)
     }
 
+    /// The activation that a linear operator reads.
+    fn activation(&self, node: NodeId) -> Option<ValueId> {
+        self.model.input(node, self.linears.get(&node)?.activation)
+    }
+
     fn data(&self, node: NodeId) -> impl Iterator<Item = ValueId> + '_ {
         self.data_slots(node)
             .filter_map(move |slot| self.model.input(node, slot))
@@ -222,7 +227,10 @@ impl<'a> Placement<'a> {
     /// Whether the node's input slot takes a quantized activation.
     pub(super) fn reads(&self, node: NodeId, slot: usize) -> bool {
         match &self.modes[&node] {
-            Mode::Integer => self.linears[&node].activation == slot,
+            Mode::Integer => self
+                .linears
+                .get(&node)
+                .is_some_and(|l| l.activation == slot),
             Mode::Supporting => self.data_slots(node).contains(&slot),
             Mode::Inputs(slots) => slots.contains(&slot),
             Mode::Preserving => slot == 0 && self.target.pairs == Pairs::Around,
@@ -239,6 +247,9 @@ impl<'a> Placement<'a> {
                 .insert(node, Mode::Float(self.default_reason(node)));
         }
         self.merged.clear();
+        if self.settings.dynamic {
+            return;
+        }
         let redundant = self.target.clamps == Clamps::Redundant;
         if redundant && self.settings.activation_scheme != Scheme::Asymmetric {
             return;
@@ -346,9 +357,7 @@ impl<'a> Placement<'a> {
         let mut found = BTreeSet::new();
         for &node in self.model.main().nodes.iter().rev() {
             match self.modes[&node] {
-                Mode::Integer => {
-                    found.extend(self.model.input(node, self.linears[&node].activation))
-                }
+                Mode::Integer => found.extend(self.activation(node)),
                 Mode::Supporting => found.extend(self.data(node)),
                 Mode::Inputs(ref slots) => {
                     found.extend(slots.iter().filter_map(|&s| self.model.input(node, s)));
@@ -367,6 +376,9 @@ impl<'a> Placement<'a> {
 
     fn quantized(&self, available: &BTreeSet<ValueId>, wanted: &BTreeSet<ValueId>) -> Quantized {
         let mut all: Quantized = BTreeMap::new();
+        if self.settings.dynamic {
+            return all;
+        }
         let mut read = |value: Option<ValueId>, node: NodeId| {
             if let Some(Some(readers)) =
                 value.map(|v| all.entry(v).or_insert_with(|| Some(BTreeSet::new())))
@@ -378,7 +390,7 @@ impl<'a> Placement<'a> {
         let mut whole = Vec::new();
         for &node in &self.model.main().nodes {
             match self.modes[&node] {
-                Mode::Integer => read(self.model.input(node, self.linears[&node].activation), node),
+                Mode::Integer => read(self.activation(node), node),
                 Mode::Supporting => {
                     for v in self.data(node) {
                         read(Some(v), node);

@@ -42,6 +42,18 @@ pub fn choose(settings: &mut QuantSettings, given: Given) -> Result<(), String> 
             ));
         }
     }
+    if settings.dynamic {
+        if given.activations {
+            return Err(
+                "--dynamic quantizes activations to uint8 at run time: leave out --activations"
+                    .to_owned(),
+            );
+        }
+        settings.activations = None;
+    }
+    if settings.dynamic && settings.weights.is_none() {
+        return Err("--dynamic needs quantized weights: leave out --weights none".to_owned());
+    }
     activations(settings, target, given)?;
     weights(settings, target, given)?;
     schemes(settings, target, given)

@@ -9,6 +9,7 @@ use onnx_quant_ir::dtype::DataTypeExt;
 use onnx_quant_ir::engine::{EngineError, Request};
 use onnx_quant_ir::pass::{Manager, Pass, PassContext};
 use onnx_quant_ir::{DataType, Model, NodeSpec, Tensor, ValueId, save};
+use onnx_quant_passes::expand_qoperator::ExpandQoperator;
 use onnx_quant_passes::inline_functions::InlineFunctions;
 use onnx_quant_passes::lift_constants::LiftConstants;
 use onnx_quant_passes::lower_qdq::{EXEC_DOMAIN, LowerQdq};
@@ -91,12 +92,13 @@ pub(super) fn lower(
     })
 }
 
-/// Replaces what only the standard's own passes can: local functions, and `Upsample`, which later versions lack.
+/// Replaces what only passes can: local functions, integer operators, and `Upsample`, which later versions lack.
 fn modernize(m: &mut Model) -> Result<(), EngineError> {
     let mut cx = PassContext::default();
     if !m.header.functions.is_empty() {
         run(&InlineFunctions, m, &mut cx)?;
     }
+    run(&ExpandQoperator, m, &mut cx)?;
     if m.all_nodes().iter().any(|&n| m.node(n).is("Upsample")) {
         run(&LiftConstants, m, &mut cx)?;
         run(&UpgradeOpset, m, &mut cx)?;
