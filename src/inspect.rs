@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use onnx_quant_ir::dtype::DataTypeExt;
 use onnx_quant_ir::proto::{tensor_shape_proto::dimension, type_proto};
 use onnx_quant_ir::{DataType, Model, ValueId};
-use onnx_quant_passes::qdq;
+use onnx_quant_passes::{codebook, qdq};
 use serde::Serialize;
 
 use crate::metadata::Metadata;
@@ -90,6 +90,9 @@ pub struct WeightInfo {
     /// Type of the codes.
     #[serde(serialize_with = "short_name")]
     pub dtype: DataType,
+    /// The format, where the codes are packed indices into a table.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub indexed: Option<String>,
     /// Shape.
     pub shape: Vec<i64>,
     /// Number of scales.
@@ -212,7 +215,8 @@ fn port(model: &Model, value: ValueId) -> Port {
     }
 }
 
-/// The initializers that are read by a DequantizeLinear, directly or through a Gather, each once.
+/// The initializers that are read by a DequantizeLinear, directly or through a Gather, each once; and those of packed
+/// indices.
 pub fn quantized_weights(model: &Model) -> Vec<WeightInfo> {
     let mut found: Vec<WeightInfo> = Vec::new();
     for node in model.all_nodes() {
@@ -237,6 +241,7 @@ pub fn quantized_weights(model: &Model) -> Vec<WeightInfo> {
         found.push(WeightInfo {
             name: name.clone(),
             dtype: codes.dtype(),
+            indexed: None,
             shape: codes.dims().to_vec(),
             scales,
             axis: (scales > 1).then_some(d.axis),
@@ -244,6 +249,16 @@ pub fn quantized_weights(model: &Model) -> Vec<WeightInfo> {
             stored_bits: bits(codes) + bits(scale) + zero.map_or(0, bits),
         });
     }
+    found.extend(codebook::read::find(model).into_iter().map(|w| WeightInfo {
+        name: model.value(w.packed).name.clone(),
+        dtype: DataType::Uint8,
+        indexed: Some(w.format()),
+        scales: w.groups,
+        axis: None,
+        values: w.values(),
+        stored_bits: w.stored_bits,
+        shape: w.dims,
+    }));
     found
 }
 

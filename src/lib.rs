@@ -15,6 +15,7 @@ pub mod calibrate;
 pub mod check;
 #[cfg(feature = "config")]
 pub mod cli;
+pub mod compress;
 #[cfg(feature = "config")]
 pub mod config;
 pub mod data;

@@ -8,7 +8,7 @@ use onnx_quant_ir::Model;
 use onnx_quant_ir::pass::{Changed, Manager, Pass, PassContext, PassRecord, Skip, Violation};
 use onnx_quant_ir::text::{self, Print};
 use onnx_quant_ir::verify;
-use onnx_quant_passes::registry;
+use onnx_quant_passes::{codebook, registry};
 
 use crate::error::Error;
 use crate::extend::{Extensions, Point, Stage};
@@ -39,6 +39,7 @@ pub const REWRITE: &[&str] = &[
     "correct_bias",
     "insert_qdq",
     "share_qdq_parameters",
+    "codebook_weights",
     "quantize_weights",
     "quantize_bias",
     "quantize_dynamic",
@@ -351,6 +352,11 @@ pub fn already_quantized(model: &Model) -> Option<String> {
         if is_quantized(op) {
             *counts.entry(op.to_owned()).or_default() += 1;
         }
+    }
+    for weight in codebook::read::find(model) {
+        *counts
+            .entry(format!("{} weights", weight.format()))
+            .or_default() += 1;
     }
     if counts.is_empty() {
         return None;

@@ -21,18 +21,26 @@
 //! * [`metrics`]: outputs compared
 //! * [`minmax`]: extremes of a slice
 //! * [`optimize`]: weight optimisation, rounding chosen by a layer's output
+//! * [`kmeans`](mod@kmeans): codebooks; [`binary`] and [`ternary`](mod@ternary): weights of one and two bits
+//! * [`entropy`]: Huffman and range coding of codes
+//! * [`groups`]: which values share a codebook or a scale
+//! * [`random`]: random numbers that threads do not change
 
 pub mod affine;
 pub mod bias;
+pub mod binary;
 pub mod blockfloat;
 pub mod channel;
 pub mod encode;
+pub mod entropy;
 pub mod exact;
 pub mod float;
 pub mod format;
 pub mod grouping;
+pub mod groups;
 pub mod histogram;
 pub mod integer;
+pub mod kmeans;
 pub mod metrics;
 pub mod minifloat;
 pub mod minmax;
@@ -40,7 +48,9 @@ pub mod observer;
 pub mod optimize;
 pub mod pack;
 pub mod quantize;
+pub mod random;
 pub mod scaling;
 pub mod search;
 pub mod stats;
+pub mod ternary;
 pub mod vsq;

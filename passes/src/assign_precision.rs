@@ -31,6 +31,7 @@ use onnx_quant_numerics::format::{Base, Format, Granularity};
 use rayon::prelude::*;
 
 use crate::calibration::Calibration;
+use crate::codebook_weights::is_indexed;
 use crate::layers::LayerChoices;
 use crate::ops;
 use crate::plan::{ActivationPlan, BlockAxis, NodePlan, Precision, PrecisionPlan, WeightPlan};
@@ -267,6 +268,8 @@ fn weight_plans(
                 continue;
             };
             let key = model.value_key(value);
+            // Indices are unpacked before rows are looked up: an embedding shares its table with other readers.
+            let gathered = gathered && !is_indexed(format.base);
             let format = stored_format(model, value, format, axis, blocks);
             let axis = axis.filter(|_| format.granularity != Some(Granularity::Tensor));
             let in_blocks = matches!(

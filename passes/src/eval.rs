@@ -7,6 +7,7 @@
 
 mod arith;
 mod array;
+mod bits;
 mod create;
 mod layout;
 mod linear;
@@ -81,6 +82,7 @@ pub fn evaluate(
     let op = node.op_type();
     let mut found = layout::evaluate(&cx, op);
     for family in [
+        bits::evaluate,
         select::evaluate,
         create::evaluate,
         reduce::evaluate,

@@ -4,6 +4,8 @@
 
 pub mod assign_precision;
 pub mod calibration;
+pub mod codebook;
+pub mod codebook_weights;
 pub mod correct_bias;
 pub mod drop_unused;
 pub mod equalize_layers;
@@ -21,6 +23,7 @@ pub mod integer_product;
 pub mod layer;
 pub mod layers;
 pub mod lift_constants;
+pub mod lower_codebook;
 pub mod lower_qdq;
 pub mod lower_qoperator;
 pub mod merge_constants;

@@ -24,6 +24,7 @@ pub fn all() -> Vec<&'static dyn Pass> {
         &crate::correct_bias::CorrectBias,
         &crate::insert_qdq::InsertQdq,
         &crate::share_qdq_parameters::ShareQdqParameters,
+        &crate::codebook_weights::CodebookWeights,
         &crate::quantize_weights::QuantizeWeights,
         &crate::quantize_bias::QuantizeBias,
         &crate::quantize_dynamic::QuantizeDynamic,
@@ -31,6 +32,7 @@ pub fn all() -> Vec<&'static dyn Pass> {
         &crate::lower_qoperator::LowerQoperator,
         &crate::expand_qoperator::ExpandQoperator,
         &crate::specialize::Specialize,
+        &crate::lower_codebook::LowerCodebook,
         &crate::lower_qdq::LowerQdq,
     ]
 }

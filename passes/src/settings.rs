@@ -4,6 +4,7 @@ use onnx_quant_ir::{Model, NodeId};
 use onnx_quant_numerics::format::{Base, Format, Granularity, Scheme};
 use onnx_quant_numerics::observer::Calibrator;
 
+use crate::codebook_weights::CodebookSettings;
 use crate::layers::{LayerRule, Pinned};
 use crate::target::{Isa, TargetName};
 
@@ -44,6 +45,8 @@ pub struct QuantSettings {
     pub dynamic: bool,
     /// How codes and scales are stored.
     pub storage: StorageSettings,
+    /// How codebooks, signs and thresholds are chosen.
+    pub codebook: CodebookSettings,
 }
 
 impl Default for QuantSettings {
@@ -70,6 +73,7 @@ impl Default for QuantSettings {
             qoperator: false,
             dynamic: false,
             storage: StorageSettings::default(),
+            codebook: CodebookSettings::default(),
         }
     }
 }

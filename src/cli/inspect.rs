@@ -115,12 +115,23 @@ fn quantization(q: &onnx_quant::inspect::Quantization) -> String {
     let mut out = String::new();
     let mut kinds: BTreeMap<String, (usize, u64)> = BTreeMap::new();
     for w in &q.weights {
-        let granularity = match w.axis {
-            Some(a) => format!("one scale for each index of axis {a}"),
-            None => "one scale".to_owned(),
+        let granularity = match (w.axis, w.indexed.as_deref()) {
+            (Some(a), _) => format!("one scale for each index of axis {a}"),
+            (None, None) => "one scale".to_owned(),
+            (None, Some(format)) => {
+                let table = match format.starts_with("kmeans") {
+                    true => "codebook",
+                    false => "scale",
+                };
+                match w.scales {
+                    1 => format!("one {table}"),
+                    _ => format!("a {table} for each group"),
+                }
+            }
         };
+        let name = w.indexed.as_deref().unwrap_or(w.dtype.short_name());
         let entry = kinds
-            .entry(format!("{} with {granularity}", w.dtype.short_name()))
+            .entry(format!("{name} with {granularity}"))
             .or_default();
         entry.0 += 1;
         entry.1 += w.values;

@@ -17,6 +17,8 @@ use onnx_quant::ir::engine::Engine;
 
 mod calibrate;
 mod check;
+mod codebook;
+mod compress;
 mod config;
 mod data_args;
 mod demo;
@@ -111,6 +113,10 @@ enum Command {
     Calibrate(Box<calibrate::Args>),
     /// Quantize a model
     Quantize(Box<quantize::Args>),
+    /// Prune, cluster and entropy-code the weights of a model
+    Compress(Box<compress::CompressArgs>),
+    /// Turn a compressed model back into ONNX
+    Decompress(compress::DecompressArgs),
     /// Run two models side by side on evaluation data
     Check(check::Args),
     /// Run one model on data and save its outputs
@@ -169,6 +175,8 @@ pub fn main() -> ExitCode {
         Command::Demo(a) => demo::run(a, &cli.global),
         Command::Calibrate(a) => calibrate::run(a, &cli.global),
         Command::Quantize(a) => quantize::run(a, &cli.global),
+        Command::Compress(a) => compress::compress(a, &cli.global),
+        Command::Decompress(a) => compress::run_decompress(a, &cli.global),
         Command::Check(a) => check::run(a, &cli.global),
         Command::Run(a) => run::run(a, &cli.global),
         Command::Inspect(a) => inspect::run(a, &cli.global),

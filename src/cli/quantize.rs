@@ -8,6 +8,7 @@ use onnx_quant::ir::save::{self, ExternalData};
 use onnx_quant::metadata::Metadata;
 use onnx_quant::numerics::format::{Base, Format, Granularity, Scheme};
 use onnx_quant::numerics::observer::Calibrator;
+use onnx_quant::passes::codebook_weights::is_indexed;
 use onnx_quant::passes::plan::PrecisionPlan;
 use onnx_quant::passes::settings::{QuantSettings, Selection};
 use onnx_quant::passes::target::Given;
@@ -15,6 +16,7 @@ use onnx_quant::pipeline::Watch;
 use onnx_quant::quantize::{Job, Quantized, quantize};
 use onnx_quant::report;
 
+use super::codebook::CodebookArgs;
 use super::data_args::DataArgs;
 use super::engine_args::EngineArgs;
 use super::layer::LayerArgs;
@@ -96,6 +98,8 @@ pub(crate) struct Args {
     /// Use 7 bits, for x86 kernels without VNNI, which saturate with 8
     #[arg(long)]
     reduce_range: bool,
+    #[command(flatten)]
+    codebook: CodebookArgs,
     /// Keep an input that has a default value an input (repeatable) [default: such inputs become constants]
     #[arg(long, value_name = "NAME")]
     keep_input: Vec<String>,
@@ -133,6 +137,7 @@ struct ActivationFormat(Option<Format>);
 fn offered(format: Format) -> Result<Format, String> {
     match format.base {
         Base::INT8 | Base::UINT8 => Ok(format),
+        base if is_indexed(base) => Ok(format),
         _ => Err(format!("`{format}` is not offered yet: use int8 or uint8")),
     }
 }
@@ -149,7 +154,13 @@ fn parse_activations(text: &str) -> Result<ActivationFormat, String> {
     if text == "none" {
         return Ok(ActivationFormat(None));
     }
-    let format = parse_weights(text).and_then(offered)?;
+    let format = parse_weights(text)?;
+    if is_indexed(format.base) {
+        return Err(format!(
+            "`{format}` is a format of weights: a table is made for values that are known beforehand"
+        ));
+    }
+    let format = offered(format)?;
     if format.granularity == Some(Granularity::Channel) {
         return Err(
             "activations have one scale for the tensor: no runtime fuses activations with a scale for each channel"
@@ -203,6 +214,7 @@ impl Args {
                     exclude: self.exclude.clone(),
                 },
                 layers: self.layers.layer.clone(),
+                codebook: self.codebook.settings(global.seed),
                 ..defaults
             },
             watch: Watch {

@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod calibrate;
+mod codebook;
 mod commands;
 mod config;
 mod data;

@@ -86,6 +86,8 @@ fn options_of_the_readme_exist_and_none_is_missing() {
         "passes",
         "targets",
         "rewrite",
+        "compress",
+        "decompress",
     ];
     let mut known = options("--version --workspace --path --release");
     for c in commands {

@@ -6,6 +6,7 @@ use onnx_quant_numerics::format::{Base, Format, Granularity, Scheme};
 
 use super::placement::{Mode, Placement};
 use super::residual;
+use crate::codebook_weights::is_indexed;
 use crate::ops::{self, Kernel, Linear};
 use crate::target::Role;
 
@@ -60,6 +61,9 @@ impl Placement<'_> {
             _ if self.inner(node) => "stands inside a subgraph, which calibration does not reach",
             _ if !self.activations(node) => self.no_activations(node),
             (_, Some(why)) | (Kernel::None(why), _) => why,
+            _ if self.is_indexed(node) => {
+                "weights that are indices into a table have no integer kernel"
+            }
             _ if self.mixed_signs(node) => {
                 "no kernel takes int8 activations with uint8 weights: ask for int8 weights"
             }
@@ -112,6 +116,12 @@ impl Placement<'_> {
             }
             None => Mode::Integer,
         }
+    }
+
+    /// Whether the weights are asked for as a codebook, signs or trits.
+    fn is_indexed(&self, node: NodeId) -> bool {
+        let weights = self.choices.of(node).weights;
+        weights.is_some_and(|f| is_indexed(f.base))
     }
 
     /// A product of two activations.

@@ -96,7 +96,8 @@ fn weights(settings: &mut QuantSettings, target: &Target, given: Given) -> Resul
     let Some(format) = settings.weights else {
         return Ok(());
     };
-    if given.weights && format.base.info().bits == 8 && !target.weights.contains(&format.base) {
+    let eight = format.base.is_integer() && format.base.info().bits == 8;
+    if given.weights && eight && !target.weights.contains(&format.base) {
         return Err(format!(
             "--weights {format}: {} takes {} weights",
             target.title,

@@ -12,6 +12,7 @@ use onnx_quant_ir::{DataType, Model, NodeSpec, Tensor, ValueId, save};
 use onnx_quant_passes::expand_qoperator::ExpandQoperator;
 use onnx_quant_passes::inline_functions::InlineFunctions;
 use onnx_quant_passes::lift_constants::LiftConstants;
+use onnx_quant_passes::lower_codebook::LowerCodebook;
 use onnx_quant_passes::lower_qdq::{EXEC_DOMAIN, LowerQdq};
 use onnx_quant_passes::specialize::{ConcreteInputs, Specialize};
 use onnx_quant_passes::upgrade_opset::UpgradeOpset;
@@ -72,6 +73,7 @@ pub(super) fn lower(
     let outputs = model.main().outputs.iter().map(declared).collect();
     modernize(&mut m)?;
     let inputs = bind_feed(&mut m, request)?;
+    run(&LowerCodebook, &mut m, &mut PassContext::default())?;
     let mut constants = Vec::new();
     let marked = mark_watched(&mut m, request, &mut constants)?;
     specialize(&mut m, request, values)?;
