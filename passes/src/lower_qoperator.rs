@@ -29,12 +29,13 @@
 
 use onnx_quant_ir::pass::{Changed, Pass, PassContext, PassError, PassInfo};
 use onnx_quant_ir::{DataType, Model, Names, NodeId, NodeSpec, ValueId};
+use onnx_quant_numerics::format::Base;
 
 use crate::integer_product::{self, Bias, Operand};
 use crate::ops;
 use crate::qdq::{self, Qdq};
 use crate::settings::QuantSettings;
-use crate::target::Target;
+use crate::target::{Target, TargetName};
 
 mod contrib;
 mod group;
@@ -63,6 +64,7 @@ impl Pass for LowerQoperator {
         };
         let mut names = model.names();
         let mut changed = false;
+        let signed = settings_are_signed(cx);
         for node in model.all_nodes() {
             if !model.has_node(node) || !model.node(node).domain().is_empty() {
                 continue;
@@ -79,8 +81,20 @@ impl Pass for LowerQoperator {
         {
             model.set_opset("com.microsoft", 1);
         }
+        if changed && signed && target.name == TargetName::Ort {
+            cx.note(SIGNED);
+        }
         Ok(changed.into())
     }
+}
+
+/// What onnxruntime 1.32 does to int8 weights behind int8 activations.
+const SIGNED: &str = "int8 activations: load the model without `session.x64quantprecision=1`, with which onnxruntime makes \
+                      the weights uint8 and then has no kernel";
+
+fn settings_are_signed(cx: &PassContext) -> bool {
+    let format = cx.get::<QuantSettings>().and_then(|s| s.activations);
+    format.is_some_and(|f| f.base == Base::INT8)
 }
 
 fn lower(
@@ -93,19 +107,12 @@ fn lower(
     match op.as_str() {
         "Conv" => conv(model, node),
         "MatMul" => matmul(model, names, node),
-        "Gemm" if target.contrib && !signed(model, node) => gemm(model, node),
+        "Gemm" if target.contrib => gemm(model, node),
         "Gemm" => integer_gemm(model, names, node),
         _ if moves_codes(model, target, node) => Ok(group::move_codes(model, node)),
         _ if target.contrib => Ok(contrib::lower(model, node)),
         _ => Ok(false),
     }
-}
-
-/// Whether the first input holds int8 codes. With `session.x64quantprecision=1` onnxruntime rewrites int8 weights to
-/// uint8 and then has no QGemm for int8 activations; MatMulInteger takes both.
-fn signed(model: &Model, node: NodeId) -> bool {
-    let x = group::operand(model, node, 0);
-    x.and_then(|x| group::code_type(model, x.zero)) == Some(DataType::Int8)
 }
 
 /// Whether the target has the operator for codes of 8 bits.

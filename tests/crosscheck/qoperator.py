@@ -5,7 +5,7 @@
 Models of every operator that has an integer form are quantized with `--format qdq` and with `--format qoperator`: the
 second has no float operator between codes, and every value of codes that both share differs by at most one step. With
 `--dynamic` the outputs are near the float model's and onnxruntime and tract agree. All of it with and without
-`session.x64quantprecision`. The exit code is 1 where something does not hold.
+`session.x64quantprecision`, where onnxruntime has kernels for both. The exit code is 1 where something does not hold.
 """
 
 import pathlib
@@ -178,13 +178,13 @@ class Check:
             # A step at a tie of one operator can be a few in those behind it.
             if (step > 1).mean() > 0.001 or (step > 0).mean() > 0.02:
                 self.fault(f"{label}: `{value}` differs by {step.max()} steps, in {(step > 0).mean():.2%} of its values")
-        for exact in (True, False):
-            near = sqnr(outputs(pairs, data, True)[0], outputs(lowered, data, exact)[0])
+        # With that option onnxruntime makes int8 weights uint8, for which it has no kernel with int8 activations.
+        for exact in (False,) if "arm" in options else (True, False):
+            near = sqnr(outputs(pairs, data, exact)[0], outputs(lowered, data, exact)[0])
             # Both are the same kernels there.
-            if exact and near < 45:
+            if near < 45:
                 self.fault(f"{label}: the outputs of both forms are {near:.1f} dB from each other")
         self.tract(label, lowered, data)
-        return near
 
     def tract(self, label, file, data):
         ours = self.out / "tract.npz"
@@ -231,7 +231,7 @@ def main():
     image, dense, recurrent = (nets[n] for n in ("image_net", "dense_net", "recurrent_net"))
     for options in ((), ("--isa", "avx2"), ("--weights", "int8:tensor")):
         check.static("image_net", image, "ort", options, ort_ops)
-    check.static("image_net", image, "ort", ("--activations", "int8"), {**ort_ops, "QGemm": 0, "MatMulInteger": 1})
+    check.static("image_net", image, "ort", ("--isa", "arm"), ort_ops)
     check.static("image_net", image, "generic", (), {"QLinearConv": 5, "MatMulInteger": 1, "QGemm": 0})
     check.static("image_net", image, "tract", (), {"QLinearConv": 5, "MatMulInteger": 1, "QGemm": 0})
     check.static("dense_net", dense, "ort", (), {"QLinearMatMul": 1, "MatMulInteger": 2, "MatMul": 0})
