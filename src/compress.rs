@@ -28,6 +28,7 @@ use std::sync::Arc;
 use onnx_quant_ir::engine::Engine;
 use onnx_quant_ir::{Model, Tensor, ValueId, save};
 use onnx_quant_numerics::kmeans::Init;
+use onnx_quant_passes::codebook_weights::Importance;
 use onnx_quant_passes::settings::Selection;
 
 pub use block::BlockError;
@@ -276,16 +277,40 @@ fn observe(
         return Ok(None);
     };
     let data = DataSet::open(path, &Signature::of(model)?)?;
+    weighed(model, engine, &data, weights).map(Some)
+}
+
+/// Runs the data through the model and weighs the values of weights by what they are multiplied with.
+fn weighed(
+    model: &Model,
+    engine: &Arc<dyn Engine>,
+    data: &DataSet,
+    weights: &mut [Weight],
+) -> Result<Statistics, Error> {
     let wanted: BTreeMap<String, i64> = weights
         .iter()
         .flat_map(|w| &w.readers)
         .map(|r| (r.input.clone(), r.axis))
         .collect();
-    let statistics = statistics::gather(model, engine, &data, &wanted)?;
+    let statistics = statistics::gather(model, engine, data, &wanted)?;
     for weight in weights {
         weight.weigh(&statistics);
     }
-    Ok(Some(statistics))
+    Ok(statistics)
+}
+
+/// How much the error of each value of each weight counts: the mean square of what it is multiplied with.
+pub(crate) fn importance(
+    model: &Model,
+    engine: &Arc<dyn Engine>,
+    data: &DataSet,
+) -> Result<Importance, Error> {
+    let (mut weights, _) = targets::find(model, &Selection::default())?;
+    weighed(model, engine, data, &mut weights)?;
+    let known = weights
+        .into_iter()
+        .filter_map(|w| Some((w.key, w.importance?)));
+    Ok(Importance(known.collect()))
 }
 
 /// The clustered weights by their places in the file.

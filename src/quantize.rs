@@ -6,11 +6,13 @@ use std::sync::Arc;
 use onnx_quant_ir::Model;
 use onnx_quant_ir::engine::Engine;
 use onnx_quant_ir::save::ExternalData;
+use onnx_quant_numerics::format::Base;
 use onnx_quant_passes::plan::Precision;
 use onnx_quant_passes::settings::QuantSettings;
 
 use crate::calibrate::file;
 use crate::check::{CheckReport, Checker};
+use crate::compress;
 use crate::data::{DataSet, DataSpec, Labels};
 use crate::error::Error;
 use crate::extend::Extensions;
@@ -120,6 +122,7 @@ pub fn quantize(job: &Job, engine: &Arc<dyn Engine>, say: Say<'_>) -> Result<Qua
         plan.count(Precision::Float)
     ));
     recover(job, &mut planned, engine, say)?;
+    weigh(job, &mut planned, engine)?;
     let rewritten = planned.rewrite()?;
     let mut report = report_of(job, &rewritten, samples)?;
     report.calibration_skipped = skipped;
@@ -208,6 +211,23 @@ fn recover(
     say(format!(
         "optimize    {methods}: {changed} of {layers} layers changed"
     ));
+    Ok(())
+}
+
+/// Measures how much each value of a weight counts, where codebooks are made and there is data.
+fn weigh(job: &Job, planned: &mut Planned, engine: &Arc<dyn Engine>) -> Result<(), Error> {
+    let codebooks = planned
+        .plan()
+        .weights
+        .iter()
+        .any(|w| matches!(w.format.base, Base::Kmeans(_)));
+    if !codebooks {
+        return Ok(());
+    }
+    if let Some(data) = calibration_data(job, planned.model())? {
+        let importance = compress::importance(planned.model(), engine, &data)?;
+        planned.carried.run.cx.insert(importance);
+    }
     Ok(())
 }
 

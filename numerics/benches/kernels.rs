@@ -6,8 +6,10 @@ use onnx_quant_numerics::affine::{QOptions, QParams, choose_qparams};
 use onnx_quant_numerics::channel::{
     Layout, channel_ranges, fake_quant_per_channel, quantize_per_channel,
 };
+use onnx_quant_numerics::entropy::{Coder, encode};
 use onnx_quant_numerics::format::{Base, Scheme};
 use onnx_quant_numerics::histogram::Histogram;
+use onnx_quant_numerics::kmeans;
 use onnx_quant_numerics::metrics::Compare;
 use onnx_quant_numerics::minmax::min_max;
 use onnx_quant_numerics::observer::{Calibrator, range};
@@ -187,4 +189,23 @@ fn gptq_square(bencher: Bencher, size: usize) {
     let params = QParams::for_type(0.3, 0, Base::INT4);
     let grid = Grid::per_tensor(size, size, &params);
     bencher.bench(|| gptq(black_box(&weights), &gram, &grid, &Options::default()).is_ok());
+}
+
+#[divan::bench(args = [4, 8], sample_count = 3)]
+fn kmeans_of_16m(bencher: Bencher, bits: u32) {
+    let data = values(1 << 24, false);
+    let options = kmeans::Options::of_bits(bits);
+    bencher
+        .counter(ItemsCount::new(data.len()))
+        .bench_local(|| kmeans::kmeans(black_box(&data), None, &options));
+}
+
+#[divan::bench(args = [Coder::Huffman, Coder::Range])]
+fn entropy_code(bencher: Bencher, coder: &Coder) {
+    let codes = kmeans::kmeans(&values(1 << 16, false), None, &kmeans::Options::of_bits(4))
+        .map(|c| c.codes)
+        .unwrap_or_default();
+    bencher
+        .counter(ItemsCount::new(codes.len()))
+        .bench_local(|| encode(black_box(&codes), *coder));
 }

@@ -50,6 +50,9 @@ static INFO: PassInfo = PassInfo {
     exact: false,
 };
 
+/// Weights that are encoded at the same time.
+const TOGETHER: usize = 8;
+
 /// How codebooks, signs and thresholds are chosen.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct CodebookSettings {
@@ -94,37 +97,47 @@ impl Pass for CodebookWeights {
             .filter_map(|form| Some((form, *by_key.get(&form.key)?)))
             .filter(|(form, value)| !readers(model, *value, form).is_empty())
             .collect();
-        let coded: Vec<Result<Coded, String>> = forms
-            .par_iter()
-            .map(|(form, value)| {
-                let importance = importance.0.get(&form.key).map(Vec::as_slice);
-                encode(model, *value, form, importance, &settings)
-            })
-            .collect();
         let mut names = model.names();
         let mut writer = Writer::new(&mut names);
         let mut changed = false;
-        for ((form, value), coded) in forms.into_iter().zip(coded) {
-            let (graph, stem) = {
-                let v = model.value(value);
-                (v.graph, v.name.clone())
-            };
-            let written = coded.and_then(|c| writer.write(model, graph, &stem, &c.indexed()));
-            match written {
-                Ok(real) => {
-                    for (node, slot) in readers(model, value, form) {
-                        model.set_input(node, slot, Some(real));
+        // A few at a time: the codes of a weight take a byte each until they are packed.
+        for forms in forms.chunks(TOGETHER) {
+            let coded: Vec<Result<Coded, String>> = forms
+                .par_iter()
+                .map(|(form, value)| {
+                    let importance = importance.0.get(&form.key).map(Vec::as_slice);
+                    encode(model, *value, form, importance, &settings)
+                })
+                .collect();
+            for ((form, value), coded) in forms.iter().zip(coded) {
+                let written = coded.and_then(|c| write(model, &mut writer, (form, *value), &c));
+                match written {
+                    Ok(()) => changed = true,
+                    Err(reason) => {
+                        stays_in_float(cx, form, &reason);
+                        cx.skip_subject(form.key.clone(), reason);
                     }
-                    changed = true;
-                }
-                Err(reason) => {
-                    stays_in_float(cx, form, &reason);
-                    cx.skip_subject(form.key.clone(), reason);
                 }
             }
         }
         Ok(changed.into())
     }
+}
+
+/// Writes a weight and lets its readers read it.
+fn write(
+    model: &mut Model,
+    writer: &mut Writer<'_>,
+    (form, value): (&WeightPlan, ValueId),
+    coded: &Coded,
+) -> Result<(), String> {
+    let v = model.value(value);
+    let (graph, stem) = (v.graph, v.name.clone());
+    let real = writer.write(model, graph, &stem, &coded.indexed())?;
+    for (node, slot) in readers(model, value, form) {
+        model.set_input(node, slot, Some(real));
+    }
+    Ok(())
 }
 
 /// Corrects the plan for the readers of a weight that cannot be stored as indices.
