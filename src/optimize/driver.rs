@@ -98,6 +98,7 @@ pub fn optimize(
         }
         return Ok(outcome);
     };
+    round_others(&mut quantized, &plan, &tasks, settings);
     let mut walk = Walk {
         model,
         quantized,
@@ -123,6 +124,31 @@ pub fn optimize(
     } = walk;
     summarize(&mut outcome, &gains);
     Ok(outcome)
+}
+
+/// Rounds the weights that no method works on, embedding tables above all: the layers behind them then make up for that.
+fn round_others(
+    quantized: &mut Model,
+    plan: &PrecisionPlan,
+    tasks: &[Task],
+    settings: &QuantSettings,
+) {
+    let by_key: BTreeMap<String, ValueId> = quantized
+        .all_values()
+        .into_iter()
+        .map(|v| (quantized.value_key(v), v))
+        .collect();
+    for form in &plan.weights {
+        let Some(&value) = by_key.get(&form.key) else {
+            continue;
+        };
+        if tasks.iter().any(|t| t.value == value) {
+            continue;
+        }
+        if let Ok(grid) = quantize_weights::grid(quantized, value, form, settings) {
+            set_weight(quantized, value, &grid.rounded());
+        }
+    }
 }
 
 /// The most layers since the last cut before a wide one is taken.

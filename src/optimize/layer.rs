@@ -207,6 +207,9 @@ impl Layer<'_> {
         let methods = &options.methods;
         let other_kind = methods.is_preset()
             && match method {
+                // Error feedback starts from scales that serve the weights; those that serve the output of plain
+                // rounding overfit.
+                Method::MseScales => methods.has(Method::Gptq) && !self.convolution,
                 Method::Adaround => !self.convolution,
                 Method::Gptq => self.convolution,
                 _ => false,
