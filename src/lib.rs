@@ -7,6 +7,8 @@
 //!
 //! **Architecture invariant:** only `engine::tract` knows tract.
 
+#![deny(missing_docs)]
+
 // The command line names the library as other crates do.
 extern crate self as onnx_quant;
 

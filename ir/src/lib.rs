@@ -12,6 +12,8 @@
 //! **Architecture invariant:** this crate knows no number format beyond the storage types of the standard, and no
 //! quantization algorithm.
 
+#![deny(missing_docs)]
+
 pub mod census;
 pub mod codec;
 pub mod diff;

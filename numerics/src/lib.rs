@@ -26,6 +26,8 @@
 //! * [`groups`]: which values share a codebook or a scale
 //! * [`random`]: random numbers that threads do not change
 
+#![deny(missing_docs)]
+
 pub mod affine;
 pub mod bias;
 pub mod binary;

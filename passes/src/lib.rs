@@ -2,6 +2,8 @@
 //!
 //! To add a pass: write `src/NAME.rs` (copy the head of `drop_unused.rs`), list it in [`registry`], and give it cases.
 
+#![deny(missing_docs)]
+
 pub mod assign_precision;
 pub mod calibration;
 pub mod codebook;
