@@ -126,10 +126,7 @@ mod tests {
         assert_eq!(sum(&[1e-45, -1e-45, 0.0, -0.0]), ExactSum::default());
         assert_eq!(sum(&[f32::NAN, f32::INFINITY]), ExactSum::default());
         assert_eq!(sum(&[1e-45]).to_f64(), f64::from(1e-45f32));
-        assert_eq!(
-            sum(&vec![f32::MIN; 1000]).to_f64(),
-            f64::from(f32::MIN) * 1e3
-        );
+        assert_eq!(sum(&[f32::MIN; 1000]).to_f64(), f64::from(f32::MIN) * 1e3);
     }
 
     #[test]
