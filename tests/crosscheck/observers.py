@@ -113,6 +113,9 @@ def best_cut(x):
     if len(counts) > below + 1:
         counts[below] = min(counts[below], counts[below + 1])
     widest = max(below, len(counts) - below)
+    kept = lambda r: counts[max(below - r, 0):below + r].sum()
+    while shortest < widest and kept(shortest) < counts.sum() * (1 - 4 / 256):
+        shortest += 1
     reaches = range(shortest, widest + 1) if widest > shortest else [widest]
     found = {r: divergence(counts, below, r, 256) for r in reaches}
     return found, width

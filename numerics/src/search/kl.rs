@@ -9,6 +9,8 @@ use crate::histogram::{Bin, Histogram};
 
 /// Fine bins for each level that are kept at least, where the histogram has them.
 const FINENESS: usize = 8;
+/// Levels whose even share of the values may lie outside the range.
+const LEVELS_OUTSIDE: f64 = 4.0;
 /// Groups after which a candidate is given up if it can no longer win.
 const STRIDE: usize = 16;
 
@@ -82,7 +84,7 @@ impl Problem {
             sums[2] += if c > 0.0 { c * c.ln() } else { 0.0 };
             before.push(sums);
         }
-        Problem {
+        let mut problem = Problem {
             width: histogram.bin_width() * merge as f64,
             counts,
             below,
@@ -90,7 +92,20 @@ impl Problem {
             shortest,
             before,
             total: sums[0],
-        }
+        };
+        problem.shortest = problem.shortest.max(problem.reach_of_most());
+        problem
+    }
+
+    /// The shortest distance that leaves out no more values than [`LEVELS_OUTSIDE`] levels hold on average.
+    fn reach_of_most(&self) -> usize {
+        let enough = self.total * (1.0 - LEVELS_OUTSIDE / self.levels as f64);
+        let reaches: Vec<usize> = (1..=self.widest()).collect();
+        let kept = |reach: usize| {
+            let last = (self.below + reach).min(self.counts.len());
+            self.between(self.below.saturating_sub(reach), last)[0]
+        };
+        1 + reaches.partition_point(|&reach| kept(reach) < enough)
     }
 
     pub(super) fn widest(&self) -> usize {
@@ -356,6 +371,15 @@ mod tests {
                 assert!(found <= least + 1e-9, "{name} {base}: {found} {least}");
             }
         }
+    }
+
+    #[test]
+    fn few_values_far_from_zero_are_not_cut_off() {
+        let x: Vec<f32> = (0..1000).map(|i| 0.14 + (i as f32) * 0.001).collect();
+        let mut histogram = Histogram::new();
+        histogram.observe(&x);
+        let (low, high) = kl_range(&histogram, Target::default()).unwrap();
+        assert!(low <= 0.14 && high > 1.1, "{low} {high}");
     }
 
     #[test]
