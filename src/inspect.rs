@@ -228,7 +228,11 @@ pub fn quantized_weights(model: &Model) -> Vec<WeightInfo> {
             .filter(|(n, _)| model.node(*n).is("Gather"))
             .and_then(|(n, _)| model.input(n, 0));
         let source = gathered.unwrap_or(d.input);
-        let (Some(codes), Some(scale)) = (model.constant(source), model.constant(d.scale)) else {
+        if makes_scales(model, d.output) {
+            continue;
+        }
+        let scale_parts = constants_behind(model, d.scale);
+        let (Some(codes), Some(scale)) = (model.constant(source), scale_parts.first()) else {
             continue;
         };
         let name = &model.value(source).name;
@@ -246,7 +250,9 @@ pub fn quantized_weights(model: &Model) -> Vec<WeightInfo> {
             scales,
             axis: (scales > 1).then_some(d.axis),
             values: codes.element_count().unwrap_or(0) as u64,
-            stored_bits: bits(codes) + bits(scale) + zero.map_or(0, bits),
+            stored_bits: bits(codes)
+                + scale_parts.iter().map(|t| bits(t)).sum::<u64>()
+                + zero.map_or(0, bits),
         });
     }
     found.extend(codebook::read::find(model).into_iter().map(|w| WeightInfo {
@@ -260,6 +266,31 @@ pub fn quantized_weights(model: &Model) -> Vec<WeightInfo> {
         shape: w.dims,
     }));
     found
+}
+
+/// Whether a value is the scale of a DequantizeLinear: a scale that is stored as codes itself.
+fn makes_scales(model: &Model, value: ValueId) -> bool {
+    let mut uses = model.consumers(value).into_iter();
+    uses.any(|(n, slot)| slot == 1 && qdq::dequantize(model, n).is_some())
+}
+
+/// The constants that scales are made of: one, or codes with the scales of their own.
+fn constants_behind(model: &Model, value: ValueId) -> Vec<&onnx_quant_ir::Tensor> {
+    if let Some(tensor) = model.constant(value) {
+        return vec![tensor];
+    }
+    let Some((node, _)) = model.producer(value) else {
+        return Vec::new();
+    };
+    if !model.node(node).is("Cast") && qdq::dequantize(model, node).is_none() {
+        return Vec::new();
+    }
+    let inputs = model.inputs(node).into_iter().flatten();
+    let parts: Vec<_> = inputs.map(|v| constants_behind(model, v)).collect();
+    match parts.iter().all(|p| !p.is_empty()) {
+        true => parts.concat(),
+        false => Vec::new(),
+    }
 }
 
 fn quantization(model: &Model) -> Option<Quantization> {

@@ -16,6 +16,7 @@
 //! * [`search`]: the ranges of least divergence and of least error
 //! * [`mod@grouping`]: which values share a scale; [`scaling`]: their scales; [`mod@encode`]: their codes
 //! * [`blockfloat`], [`vsq`]: scales of two levels, and of powers of two
+//! * [`quality`]: what formats do to Gaussian values
 //! * [`minifloat`]: floats of 4 to 8 bits
 //! * [`mod@pack`]: codes of fewer than 8 bits in bytes
 //! * [`metrics`]: outputs compared
@@ -49,6 +50,7 @@ pub mod minmax;
 pub mod observer;
 pub mod optimize;
 pub mod pack;
+pub mod quality;
 pub mod quantize;
 pub mod random;
 pub mod scaling;

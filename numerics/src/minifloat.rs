@@ -90,6 +90,11 @@ impl MiniFloat {
         1 + l.exponent + l.mantissa
     }
 
+    /// Bits of the mantissa.
+    pub const fn mantissa_bits(self) -> u32 {
+        self.layout().mantissa
+    }
+
     /// `TensorProto.DataType` of the ONNX standard.
     pub const fn onnx_type(self) -> i32 {
         match self {

@@ -43,6 +43,7 @@ mod groups;
 mod guess;
 mod placement;
 mod residual;
+mod storage;
 
 use placement::{Mode, Placement, Quantized};
 
@@ -65,6 +66,9 @@ impl Pass for AssignPrecision {
         let settings = cx.need::<QuantSettings>()?.clone();
         let plan = assign(model, &settings, cx.get::<Calibration>())
             .map_err(|e| PassError::new(INFO.name, e))?;
+        for note in storage::runtime_notes(&plan, &settings) {
+            cx.note(note);
+        }
         cx.insert(plan);
         Ok(Changed::No)
     }
@@ -127,6 +131,8 @@ fn assign(
     }
     let floats = float_types(model, &placement);
     let formats = formats::activation_formats(model, &placement, &quantized);
+    let weights = weight_plans(model, &choices, &placement);
+    storage::blocks_fit(model, settings, &weights)?;
     Ok(PrecisionPlan {
         nodes: model
             .all_nodes()
@@ -134,7 +140,7 @@ fn assign(
             .map(|n| node_plan(model, &placement, &quantized, n))
             .collect(),
         activations: activation_plans(model, &quantized, &formats, &params, &floats),
-        weights: weight_plans(model, &choices, &placement),
+        weights,
     })
 }
 
@@ -142,7 +148,7 @@ fn assign(
 fn takes_activations(settings: &QuantSettings) -> Result<(), String> {
     let target = settings.target.rules();
     match settings.activations {
-        Some(f) if f.base.info().bits == 8 && !target.activations.contains(&f.base) => {
+        Some(f) if storage::eight_bits(f) && !target.activations.contains(&f.base) => {
             Err(format!("{} takes no {} activations", target.title, f.base))
         }
         _ => Ok(()),
@@ -270,7 +276,7 @@ fn weight_plans(
             let key = model.value_key(value);
             // Indices are unpacked before rows are looked up: an embedding shares its table with other readers.
             let gathered = gathered && !is_indexed(format.base);
-            let format = stored_format(model, value, format, axis, blocks);
+            let format = storage::stored_format(model, value, format, axis, blocks);
             let axis = axis.filter(|_| format.granularity != Some(Granularity::Tensor));
             let in_blocks = matches!(
                 format.granularity,
@@ -302,38 +308,6 @@ fn weight_plans(
         }
     }
     plans
-}
-
-/// The format that a weight is stored in, its granularity written out. A block that holds a whole channel is a channel.
-fn stored_format(
-    model: &Model,
-    value: ValueId,
-    format: Format,
-    axis: Option<usize>,
-    blocks: Option<BlockAxis>,
-) -> Format {
-    let granularity = format.granularity(Granularity::Channel);
-    let dims = model.constant(value).map_or(&[][..], |t| t.dims());
-    let product = |dims: &[i64]| dims.iter().product::<i64>();
-    let one_block = match (granularity, axis, blocks) {
-        (Granularity::Block(n), Some(channel), Some(BlockAxis::Axis(at))) => {
-            let length = dims.get(at).copied().unwrap_or(0);
-            let rest = product(dims) / dims.get(channel).copied().unwrap_or(1).max(1);
-            length <= i64::from(n) && length == rest
-        }
-        (Granularity::Block(n), Some(0), Some(BlockAxis::From(1))) => {
-            product(dims.get(1..).unwrap_or(&[])) <= i64::from(n)
-        }
-        _ => false,
-    };
-    let granularity = match format.base.own_block() {
-        None if one_block => Granularity::Channel,
-        _ => granularity,
-    };
-    Format {
-        granularity: Some(granularity),
-        ..format
-    }
 }
 
 /// A weight of a node: input slot, axis of the channels, axis of the blocks, and whether rows are gathered.

@@ -82,6 +82,12 @@ pub fn same_parameters(model: &Model, a: &Qdq, b: &Qdq) -> bool {
         && (scalar(a) || (a.axis == b.axis && a.block_size == b.block_size))
 }
 
+/// Whether the codes are int8 or uint8, by the zero point.
+pub fn is_eight_bit(model: &Model, q: &Qdq) -> bool {
+    let dtype = q.zero_point.and_then(|z| model.value(z).dtype());
+    matches!(dtype, Some(DataType::Int8 | DataType::Uint8))
+}
+
 /// The scale of a per-tensor conversion.
 pub fn scalar_scale(model: &Model, q: &Qdq) -> Option<f32> {
     model.constant(q.scale).and_then(Tensor::scalar_f32)

@@ -102,6 +102,12 @@ fn bias_of(model: &Model, node: NodeId) -> Option<Result<Bias, String>> {
     if qdq::dequantized_by(model, bias).is_some() {
         return None;
     }
+    if !qdq::is_eight_bit(model, &input) || !qdq::is_eight_bit(model, &weight) {
+        return Some(Err(
+            "its bias stays in float: INT32 biases belong to 8-bit activations and weights"
+                .to_owned(),
+        ));
+    }
     let Some(tensor) = model.constant(bias) else {
         return Some(Err(
             "its bias is computed at run time and stays in float".to_owned()

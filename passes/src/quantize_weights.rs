@@ -160,6 +160,7 @@ fn raise_for_biases(
         let input = model.input(node, linear.activation);
         let scale = input
             .and_then(|v| qdq::dequantized_by(model, v))
+            .filter(|q| qdq::is_eight_bit(model, q))
             .and_then(|q| qdq::scalar_scale(model, &q));
         let bias = linear
             .bias

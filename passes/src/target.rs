@@ -10,6 +10,7 @@ use std::str::FromStr;
 use onnx_quant_numerics::format::{Base, Scheme};
 
 mod choose;
+mod formats;
 mod generic;
 mod limits;
 mod onnxruntime;
@@ -18,6 +19,7 @@ mod tensorrt;
 mod tract;
 
 pub use choose::{Given, choose};
+pub use formats::cannot_run;
 pub use limits::Limit;
 
 /// A runtime by the name it is asked for with.

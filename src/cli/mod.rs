@@ -24,6 +24,7 @@ mod data_args;
 mod demo;
 mod diff;
 mod engine_args;
+mod formats;
 mod inspect;
 #[cfg(feature = "cli")]
 mod interrupt;
@@ -37,6 +38,7 @@ mod rewrite;
 mod run;
 #[cfg(feature = "cli")]
 mod shell;
+mod storage;
 mod style;
 mod target;
 
@@ -137,6 +139,8 @@ enum Command {
     Man(shell::ManArgs),
     /// List the passes, or explain one
     Passes(passes::Args),
+    /// List the number formats, or explain one
+    Formats(formats::Args),
     /// List the runtimes that models can be made for, or the rules of one
     Targets(target::Args),
     /// Run chosen passes over a model and write it
@@ -188,6 +192,7 @@ pub fn main() -> ExitCode {
         #[cfg(feature = "cli")]
         Command::Man(a) => shell::man(a),
         Command::Passes(a) => passes::run(a, &cli.global),
+        Command::Formats(a) => formats::run(a, &cli.global),
         Command::Targets(a) => target::run(a, &cli.global),
         Command::Rewrite(a) => rewrite::run(a, &cli.global),
     };

@@ -6,9 +6,8 @@ use anyhow::{Context, bail};
 use onnx_quant::data::DataSpec;
 use onnx_quant::ir::save::{self, ExternalData};
 use onnx_quant::metadata::Metadata;
-use onnx_quant::numerics::format::{Base, Format, Granularity, Scheme};
+use onnx_quant::numerics::format::{Format, Scheme};
 use onnx_quant::numerics::observer::Calibrator;
-use onnx_quant::passes::codebook_weights::is_indexed;
 use onnx_quant::passes::plan::PrecisionPlan;
 use onnx_quant::passes::settings::{QuantSettings, Selection};
 use onnx_quant::passes::target::Given;
@@ -21,6 +20,7 @@ use super::data_args::DataArgs;
 use super::engine_args::EngineArgs;
 use super::layer::LayerArgs;
 use super::metric::MetricArgs;
+use super::storage::{ActivationFormat, StorageArgs, parse_activations, parse_weights};
 use super::target::TargetArgs;
 use super::{Global, Outcome, check_output, optimize, output};
 
@@ -61,16 +61,18 @@ pub(crate) struct Args {
     metric: MetricArgs,
     #[command(flatten)]
     optimize: optimize::OptimizeArgs,
+    #[command(flatten)]
+    storage: StorageArgs,
     /// Write the model even if the budget is exceeded
     #[arg(long)]
     force: bool,
     /// Write the whole report as JSON
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
-    /// Format of the weights: int8 or uint8, with :tensor or :channel [default: int8:channel]
+    /// Format of the weights, BASE[:GRANULARITY]; `onnx-quant formats` lists them [default: int8:channel]
     #[arg(long, value_name = "FORMAT", value_parser = parse_weights)]
     weights: Option<Format>,
-    /// Format of the activations: uint8, int8 or none [default: uint8, or what the target takes]
+    /// Format of the activations: an integer, fixed-point or float format, or none [default: uint8]
     #[arg(long, value_name = "FORMAT|none", value_parser = parse_activations)]
     activations: Option<ActivationFormat>,
     /// Zero points of the weights: symmetric or asymmetric [default: symmetric everywhere]
@@ -130,46 +132,6 @@ pub(crate) struct Args {
     eval_samples: Option<u64>,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct ActivationFormat(Option<Format>);
-
-/// The formats that are offered for now.
-fn offered(format: Format) -> Result<Format, String> {
-    match format.base {
-        Base::INT8 | Base::UINT8 => Ok(format),
-        base if is_indexed(base) => Ok(format),
-        _ => Err(format!("`{format}` is not offered yet: use int8 or uint8")),
-    }
-}
-
-fn parse_weights(text: &str) -> Result<Format, String> {
-    let format = text.parse::<Format>().map_err(|e| e.to_string())?;
-    match format.base {
-        Base::Int(2..=8) | Base::Uint(2..=8) => Ok(format),
-        _ => offered(format),
-    }
-}
-
-fn parse_activations(text: &str) -> Result<ActivationFormat, String> {
-    if text == "none" {
-        return Ok(ActivationFormat(None));
-    }
-    let format = parse_weights(text)?;
-    if is_indexed(format.base) {
-        return Err(format!(
-            "`{format}` is a format of weights: a table is made for values that are known beforehand"
-        ));
-    }
-    let format = offered(format)?;
-    if format.granularity == Some(Granularity::Channel) {
-        return Err(
-            "activations have one scale for the tensor: no runtime fuses activations with a scale for each channel"
-                .to_owned(),
-        );
-    }
-    Ok(ActivationFormat(Some(format)))
-}
-
 /// Reads `1%` or `0.01`.
 pub(crate) fn parse_share(text: &str) -> Result<f64, String> {
     let (number, divisor) = match text.trim().strip_suffix('%') {
@@ -215,6 +177,7 @@ impl Args {
                 },
                 layers: self.layers.layer.clone(),
                 codebook: self.codebook.settings(global.seed),
+                storage: self.storage.settings(),
                 ..defaults
             },
             watch: Watch {

@@ -435,7 +435,7 @@ fn help_and_version_end_with_0_and_wrong_usage_with_2() {
         "check a.onnx",
         "inspect a.onnx --nonsense",
         "inspect a.onnx --threads 0",
-        "quantize a.onnx -o b.onnx --weights int5",
+        "quantize a.onnx -o b.onnx --weights int17",
         "quantize a.onnx -o b.onnx --weights float16",
         "quantize a.onnx -o b.onnx --activations int8:channel",
         "quantize a.onnx -o b.onnx --calibrator best",

@@ -85,6 +85,7 @@ fn options_of_the_readme_exist_and_none_is_missing() {
         "diff",
         "passes",
         "targets",
+        "formats",
         "rewrite",
         "compress",
         "decompress",

@@ -71,13 +71,14 @@ pub(super) fn unify(
                 .get(&model.value_key(v))
                 .filter(|_| !forced);
             let sqnr = seen.map_or(f64::INFINITY, |s| {
-                bearing::expected_sqnr(s.histogram(), &shared)
+                bearing::expected_sqnr(s.histogram(), &shared, base)
             });
-            if sqnr < settings.min_activation_sqnr {
+            let least = bearing::least_sqnr(settings, base);
+            if sqnr < least {
                 let reason = format!(
                     "its inputs and output would share one scale, with which `{}` keeps only {sqnr:.1} dB, less than {:.0}",
                     model.value(v).name,
-                    settings.min_activation_sqnr
+                    least
                 );
                 return Err((group.nodes, reason));
             }

@@ -2,7 +2,7 @@
 //! float.
 
 use onnx_quant_ir::{DataType, Model, NodeId};
-use onnx_quant_numerics::format::{Base, Format, Granularity, Scheme};
+use onnx_quant_numerics::format::{Base, Family, Format, Granularity, Scheme};
 
 use super::placement::{Mode, Placement};
 use super::residual;
@@ -218,7 +218,10 @@ impl Placement<'_> {
 
     /// Whether activations are signed and weights are not.
     fn mixed_signs(&self, node: NodeId) -> bool {
-        let signed = |f: Option<Format>| f.map(|f| f.base.info().signed);
+        let signed = |f: Option<Format>| {
+            let info = f?.base.info();
+            (info.family == Family::Integer && info.storage_bits == 8).then_some(info.signed)
+        };
         let choice = self.choices.of(node);
         (signed(choice.activations), signed(choice.weights)) == (Some(true), Some(false))
     }

@@ -258,7 +258,8 @@ pub(super) fn integer_params(
         None => choose_params(view.data, grouping, how).map_err(|e| e.to_string())?,
     };
     let blocks = matches!(granularity, Granularity::Block(_));
-    if !blocks && !matches!(how.base, Base::Fixed { .. }) {
+    let integer_bias = how.base.info().storage_bits == 8;
+    if !blocks && integer_bias && !matches!(how.base, Base::Fixed { .. }) {
         raise(&mut params)?;
         params
             .iter_mut()

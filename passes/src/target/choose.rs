@@ -78,7 +78,10 @@ fn activations(settings: &mut QuantSettings, target: &Target, given: Given) -> R
             base: taken[0],
             granularity: Some(Granularity::Tensor),
         });
-    } else if !taken.contains(&format.base) {
+    } else if format.base.is_integer()
+        && format.base.info().bits == 8
+        && !taken.contains(&format.base)
+    {
         let who = if arm {
             "onnxruntime on ARM"
         } else {
