@@ -331,6 +331,12 @@ pub fn parse(text: &str) -> Result<Vec<Step>, Error> {
     Ok(steps)
 }
 
+/// Writes this program's name and version into the model's header.
+pub(crate) fn name_producer(model: &mut Model) {
+    model.header.producer_name = Some("onnx-quant".to_owned());
+    model.header.producer_version = Some(env!("CARGO_PKG_VERSION").to_owned());
+}
+
 /// Why a model counts as quantized already, where it does.
 pub fn already_quantized(model: &Model) -> Option<String> {
     let is_quantized = |op: &str| {

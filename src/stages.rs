@@ -423,7 +423,7 @@ impl Planned {
     /// A pass that refuses.
     pub fn rewrite(mut self) -> Result<Rewritten, Error> {
         self.carried.run.stage(Stage::Rewrite, &mut self.model)?;
-        name_producer(&mut self.model);
+        pipeline::name_producer(&mut self.model);
         let plan = self.plan();
         self.metadata(&plan).write(&mut self.model);
         let Carried { run, notes, .. } = &mut self.carried;
@@ -589,11 +589,6 @@ pub fn compare(
         check.task = task;
     }
     Ok(check)
-}
-
-fn name_producer(model: &mut Model) {
-    model.header.producer_name = Some("onnx-quant".to_owned());
-    model.header.producer_version = Some(env!("CARGO_PKG_VERSION").to_owned());
 }
 
 /// Bytes that the model's file would take, external data included.

@@ -117,7 +117,7 @@ mod tests {
                 "`weights` cannot be a number",
             ),
             (
-                "{ match = \"a\", weights = \"int9\" }",
+                "{ match = \"a\", weights = \"int99\" }",
                 "`weights`: unknown",
             ),
         ] {

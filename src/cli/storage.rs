@@ -37,7 +37,7 @@ pub(crate) struct StorageArgs {
         default_value = "float",
         hide_possible_values = true
     )]
-    scale: Scales,
+    scale_kind: Scales,
     /// How scales of weights are stored: fp32 or fp16
     #[arg(
         long,
@@ -56,7 +56,7 @@ impl StorageArgs {
     pub(crate) fn settings(&self) -> StorageSettings {
         StorageSettings {
             weight_calibrator: self.weight_calibrator,
-            power_of_two: self.scale == Scales::Pow2,
+            power_of_two: self.scale_kind == Scales::Pow2,
             half_scales: self.scale_type == ScaleType::Fp16,
             narrow: self.narrow_range,
             ..StorageSettings::default()

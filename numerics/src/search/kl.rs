@@ -333,7 +333,8 @@ mod tests {
 
     #[test]
     fn the_optimum_of_an_exhaustive_search() {
-        let shapes: [(&str, fn(f64) -> f64); 5] = [
+        type Quantile = fn(f64) -> f64;
+        let shapes: [(&str, Quantile); 5] = [
             ("uniform", |u| u * 9.0 - 4.0),
             ("logistic", |u| (u / (1.0 - u)).ln()),
             ("heavy", |u| (u - 0.5) / (u * (1.0 - u))),

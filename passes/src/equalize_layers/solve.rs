@@ -158,7 +158,7 @@ fn apply(model: &mut Model, side: &Side, factors: &[f32]) {
         .enumerate()
         .map(|(i, x)| x * factors[side.layout.channel(i)])
         .collect();
-    let Ok(tensor) = Tensor::from_f32_as(tensor.dtype(), &tensor.dims().to_vec(), &scaled) else {
+    let Ok(tensor) = Tensor::from_f32_as(tensor.dtype(), tensor.dims(), &scaled) else {
         return;
     };
     let alone = model.consumers(value).len() == 1 && !model.value(value).is_output();
