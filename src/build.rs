@@ -39,7 +39,7 @@ mod code;
 /// Why a build fails.
 pub enum BuildError {
     /// What the library says.
-    Failed(Error),
+    Failed(Box<Error>),
     /// More is lost than is allowed.
     Budget {
         /// The model.
@@ -63,7 +63,7 @@ impl std::error::Error for BuildError {}
 
 impl From<Error> for BuildError {
     fn from(e: Error) -> Self {
-        Self::Failed(e)
+        Self::Failed(Box::new(e))
     }
 }
 
@@ -219,6 +219,10 @@ impl Quantize {
     ///
     /// # Errors
     /// A file that is missing or broken; a budget that is exceeded.
+    #[expect(
+        clippy::result_large_err,
+        reason = "a build fails once, and says all that it knows"
+    )]
     pub fn emit(&self) -> Result<Emitted, BuildError> {
         self.emit_to(&mut std::io::stdout().lock())
     }
@@ -227,6 +231,10 @@ impl Quantize {
     ///
     /// # Errors
     /// As `emit`.
+    #[expect(
+        clippy::result_large_err,
+        reason = "a build fails once, and says all that it knows"
+    )]
     pub fn emit_to(&self, cargo: &mut dyn std::io::Write) -> Result<Emitted, BuildError> {
         let out = match (&self.out_dir, std::env::var_os("OUT_DIR")) {
             (Some(folder), _) => folder.clone(),

@@ -171,8 +171,9 @@ fn line(key: &str, value: &[String]) -> String {
 }
 
 /// Options that do not change what is written, or whose values are paths.
-const LEFT_OUT: [&str; 17] = [
+const LEFT_OUT: [&str; 18] = [
     "engine",
+    "memory",
     "threads",
     "quiet",
     "verbose",

@@ -15,6 +15,9 @@ use super::flow::Flow;
 use crate::data::Batch;
 use crate::error::Error;
 
+/// Values by sample.
+type Samples = Vec<(usize, Vec<f32>)>;
+
 /// Bytes that the samples of a block may take.
 const BYTES: usize = 512 << 20;
 /// Samples in a step.
@@ -263,32 +266,30 @@ pub(super) fn samples(
             each.map(<[f32]>::to_vec).collect::<Vec<_>>(),
         ))
     };
-    let gather = |model: &Model,
-                  flow: &Flow<'_>,
-                  value: ValueId|
-     -> Result<Option<Vec<(usize, Vec<f32>)>>, Error> {
-        let (mut all, mut whole, mut bytes) = (Vec::new(), true, 0);
-        flow.run(
-            model,
-            &[value],
-            |b, t| Ok(split(b, t)),
-            |part| {
-                match part {
-                    Some((first, samples)) => {
-                        for (i, s) in samples.into_iter().enumerate() {
-                            bytes += s.len() * 4;
-                            if bytes <= BYTES / 2 {
-                                all.push((first + i, s));
+    let gather =
+        |model: &Model, flow: &Flow<'_>, value: ValueId| -> Result<Option<Samples>, Error> {
+            let (mut all, mut whole, mut bytes) = (Vec::new(), true, 0);
+            flow.run(
+                model,
+                &[value],
+                |b, t| Ok(split(b, t)),
+                |part| {
+                    match part {
+                        Some((first, samples)) => {
+                            for (i, s) in samples.into_iter().enumerate() {
+                                bytes += s.len() * 4;
+                                if bytes <= BYTES / 2 {
+                                    all.push((first + i, s));
+                                }
                             }
                         }
+                        None => whole = false,
                     }
-                    None => whole = false,
-                }
-                Ok(())
-            },
-        )?;
-        Ok(whole.then_some(all))
-    };
+                    Ok(())
+                },
+            )?;
+            Ok(whole.then_some(all))
+        };
     let Some(inputs) = gather(quantized, quantized_flow, first)? else {
         return Ok(None);
     };

@@ -286,7 +286,7 @@ impl Walk<'_> {
         }
         for (value, init, scale) in learned.scales {
             if let Some(old) = self.quantized.constant(init)
-                && let Ok(tensor) = Tensor::from_f32_as(old.dtype(), &old.dims().to_vec(), &[scale])
+                && let Ok(tensor) = Tensor::from_f32_as(old.dtype(), old.dims(), &[scale])
             {
                 self.quantized.set_initializer(init, tensor);
                 self.outcome
@@ -315,7 +315,7 @@ fn member(model: &Model, index: usize, task: &Task, chosen: &Chosen) -> Option<M
 
 fn set_weight(quantized: &mut Model, value: ValueId, values: &[f32]) {
     if let Some(old) = quantized.constant(value)
-        && let Ok(tensor) = Tensor::from_f32_as(old.dtype(), &old.dims().to_vec(), values)
+        && let Ok(tensor) = Tensor::from_f32_as(old.dtype(), old.dims(), values)
     {
         quantized.set_initializer(value, tensor);
     }

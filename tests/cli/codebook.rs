@@ -169,7 +169,7 @@ fn wrong_compressions_are_refused() {
     );
     refuse(
         "quantize net.onnx --activations kmeans4 -o q.onnx",
-        &["format of weights"],
+        &["is for weights only"],
     );
 }
 

@@ -83,11 +83,11 @@ fn real_conv(x: &Activation<'_>, w: &Weight<'_>, shape: &ConvShape, bias: &[i32]
     let ins = shape.inputs / shape.groups;
     let mut out = Vec::new();
     for image in 0..shape.batch {
-        for o in 0..shape.outputs {
+        for (o, &offset) in bias.iter().enumerate() {
             let scale = f64::from(x.scale) * f64::from(w.scale(o));
             for r in 0..rows {
                 for c in 0..columns {
-                    let mut sum = f64::from(bias[o]) * scale;
+                    let mut sum = f64::from(offset) * scale;
                     for i in 0..ins {
                         let channel = o / (shape.outputs / shape.groups) * ins + i;
                         for kr in 0..shape.kernel[0] {
