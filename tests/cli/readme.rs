@@ -143,5 +143,5 @@ fn defaults_of_the_readme_are_those_of_the_program() {
             "{option} is {default} by default:\n{row}"
         );
     }
-    assert!(checked >= 4, "{all:?}");
+    assert!(checked >= 5, "{all:?}");
 }
