@@ -38,7 +38,7 @@ pub use prune::{Schedule, Scope};
 pub use report::{CompressReport, StageReport, Trial, WeightReport};
 pub use targets::Left;
 
-use crate::data::{DataSet, Signature};
+use crate::data::{DataSet, DataSpec};
 use crate::error::Error;
 use crate::quantize::{Evaluation, Say};
 use crate::report::Budget;
@@ -55,9 +55,9 @@ pub struct Job {
     /// The float model.
     pub model: PathBuf,
     /// Data for statistics of the activations: importance of weights, bits for each weight, bias correction.
-    pub calibration: Option<PathBuf>,
+    pub calibration: Option<DataSpec>,
     /// Evaluation data.
-    pub evaluation: Option<PathBuf>,
+    pub evaluation: Option<DataSpec>,
     /// Labels of the evaluation data.
     pub labels: Option<PathBuf>,
     /// The largest drop of the task's metric that is allowed.
@@ -136,7 +136,7 @@ pub fn compress(
     let loaded = Loaded::open(&job.model)?;
     let float = loaded.model().clone();
     let evaluation = match &job.evaluation {
-        Some(path) => Some(Evaluation::from_files(&float, path, job.labels.as_deref())?),
+        Some(spec) => Some(Evaluation::from_spec(&float, spec, job.labels.as_deref())?),
         None => None,
     };
     let normalized = loaded.normalize()?;
@@ -273,10 +273,10 @@ fn observe(
     engine: &Arc<dyn Engine>,
     weights: &mut [Weight],
 ) -> Result<Option<Statistics>, Error> {
-    let Some(path) = &job.calibration else {
+    let Some(spec) = &job.calibration else {
         return Ok(None);
     };
-    let data = DataSet::open(path, &Signature::of(model)?)?;
+    let data = spec.open(model)?;
     weighed(model, engine, &data, weights).map(Some)
 }
 

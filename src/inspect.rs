@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use onnx_quant_ir::dtype::DataTypeExt;
 use onnx_quant_ir::proto::{tensor_shape_proto::dimension, type_proto};
-use onnx_quant_ir::{DataType, Model, ValueId};
-use onnx_quant_passes::{codebook, qdq};
+use onnx_quant_ir::{DataType, Model, NodeId, ValueId};
+use onnx_quant_passes::{codebook, matmul_nbits, qdq};
 use serde::Serialize;
 
 use crate::metadata::Metadata;
@@ -239,7 +239,7 @@ pub fn quantized_weights(model: &Model) -> Vec<WeightInfo> {
         if found.iter().any(|w| w.name == *name) {
             continue;
         }
-        let zero = d.zero_point.and_then(|z| model.constant(z));
+        let zero = d.zero_point.map(|z| constants_behind(model, z));
         let bits = |t: &onnx_quant_ir::Tensor| t.byte_len().unwrap_or(0) as u64 * 8;
         let scales = scale.element_count().unwrap_or(0) as u64;
         found.push(WeightInfo {
@@ -251,10 +251,19 @@ pub fn quantized_weights(model: &Model) -> Vec<WeightInfo> {
             axis: (scales > 1).then_some(d.axis),
             values: codes.element_count().unwrap_or(0) as u64,
             stored_bits: bits(codes)
-                + scale_parts.iter().map(|t| bits(t)).sum::<u64>()
-                + zero.map_or(0, bits),
+                + scale_parts
+                    .into_iter()
+                    .chain(zero.into_iter().flatten())
+                    .map(bits)
+                    .sum::<u64>(),
         });
     }
+    found.extend(
+        model
+            .all_nodes()
+            .into_iter()
+            .filter_map(|n| nbits(model, n)),
+    );
     found.extend(codebook::read::find(model).into_iter().map(|w| WeightInfo {
         name: model.value(w.packed).name.clone(),
         dtype: DataType::Uint8,
@@ -268,13 +277,34 @@ pub fn quantized_weights(model: &Model) -> Vec<WeightInfo> {
     found
 }
 
+/// The weight of a MatMulNBits.
+fn nbits(model: &Model, node: NodeId) -> Option<WeightInfo> {
+    let n = model.node(node);
+    if n.op_type() != "MatMulNBits" || n.domain() != matmul_nbits::DOMAIN {
+        return None;
+    }
+    let size = |name: &str| u64::try_from(n.attr_i(name)?).ok();
+    let (k, columns) = (size("K")?, size("N")?);
+    let parts = (1..4).filter_map(|slot| model.input_constant(node, slot));
+    Some(WeightInfo {
+        name: model.value(model.input(node, 1)?).name.clone(),
+        dtype: DataType::Uint8,
+        indexed: Some(format!("nbits{}", size("bits")?)),
+        shape: vec![k as i64, columns as i64],
+        scales: model.input_constant(node, 2)?.element_count().ok()? as u64,
+        axis: None,
+        values: k.checked_mul(columns)?,
+        stored_bits: parts.map(|t| t.byte_len().unwrap_or(0) as u64 * 8).sum(),
+    })
+}
+
 /// Whether a value is the scale of a DequantizeLinear: a scale that is stored as codes itself.
 fn makes_scales(model: &Model, value: ValueId) -> bool {
     let mut uses = model.consumers(value).into_iter();
     uses.any(|(n, slot)| slot == 1 && qdq::dequantize(model, n).is_some())
 }
 
-/// The constants that scales are made of: one, or codes with the scales of their own.
+/// The constants that scales are made of: one, or codes with the scales of their own; rows of them are looked up.
 fn constants_behind(model: &Model, value: ValueId) -> Vec<&onnx_quant_ir::Tensor> {
     if let Some(tensor) = model.constant(value) {
         return vec![tensor];
@@ -282,6 +312,10 @@ fn constants_behind(model: &Model, value: ValueId) -> Vec<&onnx_quant_ir::Tensor
     let Some((node, _)) = model.producer(value) else {
         return Vec::new();
     };
+    if model.node(node).is("Gather") {
+        let table = model.input(node, 0);
+        return table.map_or_else(Vec::new, |t| constants_behind(model, t));
+    }
     if !model.node(node).is("Cast") && qdq::dequantize(model, node).is_none() {
         return Vec::new();
     }

@@ -44,7 +44,10 @@ pub const REWRITE: &[&str] = &[
     "quantize_bias",
     "quantize_dynamic",
     "remove_redundant_qdq",
+    "matmul_nbits",
+    "emulate_formats",
     "lower_qoperator",
+    "cast_floats",
     "drop_unused",
 ];
 

@@ -28,6 +28,7 @@ mod order;
 pub mod pass;
 mod remove;
 pub mod save;
+pub mod spill;
 pub mod tensor;
 pub mod text;
 pub mod verify;

@@ -35,6 +35,7 @@ use crate::codebook_weights::is_indexed;
 use crate::layers::LayerChoices;
 use crate::ops;
 use crate::plan::{ActivationPlan, BlockAxis, NodePlan, Precision, PrecisionPlan, WeightPlan};
+use crate::qdq::Versions;
 use crate::settings::{QuantSettings, Selector};
 
 mod bearing;
@@ -70,6 +71,7 @@ impl Pass for AssignPrecision {
             cx.note(note);
         }
         cx.insert(plan);
+        cx.insert(Versions::of(model));
         Ok(Changed::No)
     }
 }

@@ -158,6 +158,59 @@ impl<'a> Writer<'a> {
         Ok(value)
     }
 
+    /// Writes packed codes (with their bits and shape) and looks each up in a table.
+    pub fn look_up(
+        &mut self,
+        model: &mut Model,
+        graph: GraphId,
+        stem: &str,
+        (codes, bits, dims): (&[u8], u32, &[i64]),
+        table: Tensor,
+    ) -> ValueId {
+        let mut place = Place {
+            model,
+            graph,
+            stem: stem.to_owned(),
+        };
+        let weight = Indexed {
+            dims,
+            groups: Groups::tensor(codes.len()),
+            bits,
+            codes,
+            table: Table::Codebooks(&[]),
+            float: table.dtype(),
+        };
+        let indices = self.unpack(&mut place, &weight, &View::of(&weight));
+        let table = self.shared(&mut place, "levels", table);
+        let spec = NodeSpec::new("Gather");
+        self.op(&mut place, "level", spec, &[table, indices])
+    }
+
+    /// An operator with one output, whose name is `name` or like it.
+    pub fn add_op(
+        &mut self,
+        model: &mut Model,
+        graph: GraphId,
+        name: &str,
+        spec: NodeSpec,
+        inputs: &[ValueId],
+    ) -> ValueId {
+        let name = self.names.fresh(name);
+        model.add_op(graph, spec, inputs, &name)
+    }
+
+    /// A constant that is stored once, however often it is asked for; `role` names it.
+    pub fn add_shared(
+        &mut self,
+        model: &mut Model,
+        graph: GraphId,
+        role: &str,
+        tensor: Tensor,
+    ) -> ValueId {
+        let stem = String::new();
+        self.shared(&mut Place { model, graph, stem }, role, tensor)
+    }
+
     /// Operators that make INT32 indices in the shape of the view.
     fn unpack(&mut self, place: &mut Place<'_>, weight: &Indexed<'_>, view: &View) -> ValueId {
         let bits = weight.bits;

@@ -53,6 +53,18 @@ static INFO: PassInfo = PassInfo {
 /// Weights that are encoded at the same time.
 const TOGETHER: usize = 8;
 
+/// How binary and ternary weights are stored.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum SignStorage {
+    /// In 1 and 2 bits of bytes, unpacked by basic operators.
+    #[default]
+    Packed,
+    /// As INT2 behind a DequantizeLinear.
+    Int2,
+    /// As INT4 behind a DequantizeLinear.
+    Int4,
+}
+
 /// How codebooks, signs and thresholds are chosen.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct CodebookSettings {
@@ -64,6 +76,18 @@ pub struct CodebookSettings {
     pub rounding: Rounding,
     /// How the threshold of ternary weights is chosen.
     pub threshold: Threshold,
+    /// How signs are stored.
+    pub signs: SignStorage,
+}
+
+impl CodebookSettings {
+    /// Whether a format is stored as packed indices: the others stand behind a DequantizeLinear.
+    pub fn packs(&self, base: Base) -> bool {
+        match base {
+            Base::Binary | Base::Ternary => self.signs == SignStorage::Packed,
+            other => is_indexed(other),
+        }
+    }
 }
 
 /// For weights by their keys: how much the error of each value counts in a codebook. Where nothing is known all count the
@@ -71,7 +95,7 @@ pub struct CodebookSettings {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Importance(pub BTreeMap<String, Vec<f32>>);
 
-/// Whether a format is one of this pass's.
+/// Whether a format is a codebook or signs.
 pub fn is_indexed(base: Base) -> bool {
     matches!(base, Base::Kmeans(_) | Base::Binary | Base::Ternary)
 }
@@ -93,7 +117,7 @@ impl Pass for CodebookWeights {
         let forms: Vec<(&WeightPlan, ValueId)> = plan
             .weights
             .iter()
-            .filter(|form| is_indexed(form.format.base))
+            .filter(|form| settings.packs(form.format.base))
             .filter_map(|form| Some((form, *by_key.get(&form.key)?)))
             .filter(|(form, value)| !readers(model, *value, form).is_empty())
             .collect();
@@ -161,14 +185,16 @@ fn readers(model: &Model, value: ValueId, form: &WeightPlan) -> Vec<(NodeId, usi
 }
 
 /// A weight as indices.
-struct Coded {
+pub(crate) struct Coded {
     dims: Vec<i64>,
     groups: Groups,
     bits: u32,
-    codes: Vec<u8>,
-    levels: Option<&'static [f32]>,
+    /// The index of each value.
+    pub(crate) codes: Vec<u8>,
+    /// What indices mean, where all groups share it.
+    pub(crate) levels: Option<&'static [f32]>,
     /// Codebooks, or scales where there are levels.
-    entries: Vec<f32>,
+    pub(crate) entries: Vec<f32>,
     float: DataType,
 }
 
@@ -215,7 +241,8 @@ pub fn groups(dims: &[usize], form: &WeightPlan) -> Groups {
     }
 }
 
-fn encode(
+/// The indices of a weight.
+pub(crate) fn encode(
     model: &Model,
     value: ValueId,
     form: &WeightPlan,

@@ -6,12 +6,15 @@
 
 pub mod assign_precision;
 pub mod calibration;
+pub mod cast_floats;
 pub mod codebook;
 pub mod codebook_weights;
 pub mod correct_bias;
 pub mod drop_unused;
+pub mod emulate_formats;
 pub mod equalize_layers;
 pub mod eval;
+pub mod expand_nbits;
 pub mod expand_qoperator;
 pub mod fold_batchnorm;
 pub mod fold_constants;
@@ -28,6 +31,7 @@ pub mod lift_constants;
 pub mod lower_codebook;
 pub mod lower_qdq;
 pub mod lower_qoperator;
+pub mod matmul_nbits;
 pub mod merge_constants;
 pub mod observation;
 pub mod ops;

@@ -135,6 +135,31 @@ pub fn add_parameters(
     (scale, zero)
 }
 
+/// The versions of a model before anything raised them. Put into the [`PassContext`](onnx_quant_ir::pass::PassContext).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Versions {
+    opset: Option<i64>,
+    ir: Option<i64>,
+}
+
+impl Versions {
+    /// Those of a model.
+    pub fn of(model: &Model) -> Self {
+        Self {
+            opset: model.opset(""),
+            ir: model.header.ir_version,
+        }
+    }
+
+    /// Gives a model these versions.
+    pub fn restore(self, model: &mut Model) {
+        if let Some(opset) = self.opset {
+            model.set_opset("", opset);
+        }
+        model.header.ir_version = self.ir;
+    }
+}
+
 /// Raises the versions of operators and file to the first that hold a type in QuantizeLinear and DequantizeLinear.
 pub fn require_type(model: &mut Model, dtype: DataType) {
     use onnx_quant_ir::dtype::DataTypeExt;
@@ -147,21 +172,28 @@ pub fn require_type(model: &mut Model, dtype: DataType) {
         DataType::Float6e2m3 | DataType::Float6e3m2 => 28,
         _ => return,
     };
+    require_opset(model, opset);
+    let needed = dtype.min_ir_version();
+    if model.header.ir_version() < needed {
+        model.header.ir_version = Some(needed);
+    }
+}
+
+/// Raises the version of the standard's operators to `opset`, and that of the file to the one of its time.
+pub fn require_opset(model: &mut Model, opset: i64) {
     if model.opset("").is_some_and(|v| v < opset) {
         model.set_opset("", opset);
     }
-    // The IR version in which this operator set appeared.
     let of_opset = match opset {
         28 => 14,
-        25 => 13,
+        25..=27 => 13,
         24 => 12,
         23 => 11,
-        21 => 10,
+        21..=22 => 10,
         _ => 9,
     };
-    let needed = dtype.min_ir_version().max(of_opset);
-    if model.header.ir_version() < needed {
-        model.header.ir_version = Some(needed);
+    if model.header.ir_version() < of_opset {
+        model.header.ir_version = Some(of_opset);
     }
 }
 

@@ -35,8 +35,10 @@ use onnx_quant_ir::pass::{Changed, Pass, PassContext, PassError, PassInfo};
 use onnx_quant_ir::{Model, NodeId, ValueId};
 use onnx_quant_numerics::affine::QParams;
 use onnx_quant_numerics::bias::bias_scale_guard;
+use onnx_quant_numerics::format::Family;
 use rayon::prelude::*;
 
+use crate::codebook_weights;
 use crate::ops;
 use crate::overrides::{WeightOverride, WeightOverrides};
 use crate::plan::{Precision, PrecisionPlan, WeightPlan};
@@ -72,43 +74,70 @@ impl Pass for QuantizeWeights {
             .into_iter()
             .map(|v| (model.value_key(v), v))
             .collect();
-        let overrides = cx.get::<WeightOverrides>();
-        let stored: Vec<Option<Found>> = plan
-            .weights
-            .par_iter()
-            .map(|form| {
-                let value = *by_key.get(&form.key)?;
-                let readers = readers(model, value, form);
-                (!readers.is_empty()).then(|| {
-                    let chosen = overrides.and_then(|o| o.0.get(&form.key));
-                    let stored = store(model, value, form, &readers, &settings, chosen);
-                    (value, readers, stored)
-                })
-            })
-            .collect();
+        let overrides = cx.take::<WeightOverrides>();
         let mut names = model.names();
         let mut changed = false;
-        for (form, found) in plan.weights.iter().zip(stored) {
-            match found {
-                None => {}
-                Some((_, _, Err(reason))) => {
-                    stays_in_float(cx, form, &reason);
-                    cx.skip_subject(form.key.clone(), reason);
-                }
-                Some((value, readers, Ok(stored))) => {
-                    let place = Place {
-                        value,
-                        readers,
-                        form,
-                        cast_e8m0: settings.target == TargetName::Ort,
-                    };
-                    emit::insert(model, &mut names, place, stored);
-                    changed = true;
+        let mut rest = &plan.weights[..];
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(together(model, &by_key, rest));
+            rest = later;
+            let stored: Vec<Option<Found>> = now
+                .par_iter()
+                .map(|form| {
+                    if settings.codebook.packs(form.format.base) {
+                        return None;
+                    }
+                    let value = *by_key.get(&form.key)?;
+                    let readers = readers(model, value, form);
+                    (!readers.is_empty()).then(|| {
+                        let chosen = overrides.as_ref().and_then(|o| o.0.get(&form.key));
+                        let stored = store(model, value, form, &readers, &settings, chosen);
+                        (value, readers, stored)
+                    })
+                })
+                .collect();
+            for (form, found) in now.iter().zip(stored) {
+                match found {
+                    None => {}
+                    Some((_, _, Err(reason))) => {
+                        stays_in_float(cx, form, &reason);
+                        cx.skip_subject(form.key.clone(), reason);
+                    }
+                    Some((value, readers, Ok(stored))) => {
+                        let place = Place {
+                            value,
+                            readers,
+                            form,
+                            cast_e8m0: settings.target == TargetName::Ort,
+                        };
+                        emit::insert(model, &mut names, place, stored);
+                        changed = true;
+                    }
                 }
             }
         }
+        if let Some(overrides) = overrides {
+            cx.insert(overrides);
+        }
         Ok(changed.into())
     }
+}
+
+/// Bytes of weights that are encoded at the same time: copies in FP32 and codes of theirs are in memory together.
+const TOGETHER: usize = 64 << 20;
+
+/// How many of the next weights are encoded at the same time: at least one.
+fn together(model: &Model, by_key: &BTreeMap<String, ValueId>, forms: &[WeightPlan]) -> usize {
+    let bytes = |form: &WeightPlan| {
+        let tensor = by_key.get(&form.key).and_then(|v| model.constant(*v));
+        tensor.map_or(0, |t| t.byte_len().unwrap_or(0))
+    };
+    let mut sum = 0usize;
+    let fits = |form: &&WeightPlan| {
+        sum = sum.saturating_add(bytes(form));
+        sum <= TOGETHER
+    };
+    forms.iter().take_while(fits).count().max(1)
 }
 
 /// A weight, its readers, and what is stored for it.
@@ -144,6 +173,10 @@ fn store(
     chosen: Option<&WeightOverride>,
 ) -> Result<Stored, String> {
     let tensor = model.constant(value).ok_or("is not a constant")?;
+    if form.format.base.info().family == Family::Sign {
+        let coded = codebook_weights::encode(model, value, form, None, &settings.codebook)?;
+        return encode::signs(tensor, form, &coded, settings);
+    }
     encode::encode(model, tensor, form, readers, (settings, chosen))
 }
 

@@ -8,8 +8,10 @@ use crate::codebook_weights::CodebookSettings;
 use crate::layers::{LayerRule, Pinned};
 use crate::target::{Isa, TargetName};
 
+mod floats;
 mod storage;
 
+pub use floats::FloatSettings;
 pub use storage::StorageSettings;
 
 /// The choices of one quantization.
@@ -47,6 +49,8 @@ pub struct QuantSettings {
     pub storage: StorageSettings,
     /// How codebooks, signs and thresholds are chosen.
     pub codebook: CodebookSettings,
+    /// The type of the values that are not quantized.
+    pub floats: FloatSettings,
 }
 
 impl Default for QuantSettings {
@@ -74,6 +78,7 @@ impl Default for QuantSettings {
             dynamic: false,
             storage: StorageSettings::default(),
             codebook: CodebookSettings::default(),
+            floats: FloatSettings::default(),
         }
     }
 }

@@ -65,6 +65,11 @@ fn settings(case: &Case) -> QuantSettings {
             "isa" => s.isa = Some(value.parse().unwrap()),
             "qoperator" => s.qoperator = value.parse().unwrap(),
             "dynamic" => s.dynamic = value.parse().unwrap(),
+            "matmul_nbits" => s.storage.matmul_nbits = value.parse().unwrap(),
+            "emulate" => s.storage.emulate = value.parse().unwrap(),
+            "floats" => s.floats.base = Some(value.parse().unwrap()),
+            "cast_io" => s.floats.cast_io = value.parse().unwrap(),
+            "half_biases" => s.floats.half_biases = value.parse().unwrap(),
             other => panic!("there is no setting `{other}`"),
         }
     }

@@ -82,7 +82,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
     check_output(&args.output, &[model, calib])?;
     let job = FileJob {
         model: model.clone(),
-        data: args.data.spec(calib, global),
+        data: args.data.only_data()?.spec(calib, global),
         keep_inputs: args.keep_input.clone(),
         all_values: args.all_values,
         shard: args.shard,

@@ -72,7 +72,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
     let evaluation = match &args.eval {
         Some(data) => Some(Evaluation::from_spec(
             &reference,
-            &args.data.spec(data, global),
+            &args.data.only_data()?.spec(data, global),
             args.labels.as_deref(),
         )?),
         None => None,

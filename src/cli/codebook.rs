@@ -3,7 +3,7 @@
 use onnx_quant::numerics::binary::Rounding;
 use onnx_quant::numerics::kmeans::Init;
 use onnx_quant::numerics::ternary::Threshold;
-use onnx_quant::passes::codebook_weights::CodebookSettings;
+use onnx_quant::passes::codebook_weights::{CodebookSettings, SignStorage};
 
 /// How codebooks, signs and thresholds are chosen.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -17,6 +17,14 @@ pub(crate) struct CodebookArgs {
     /// Threshold of ternary weights: search finds the best, rule is 0.7 times the mean magnitude
     #[arg(long, value_name = "THRESHOLD", default_value = "search")]
     ternary: Threshold,
+    /// How binary and ternary weights are stored: packed (1 and 2 bits), or int2 or int4 behind a DequantizeLinear
+    #[arg(
+        long,
+        value_name = "FORM",
+        default_value = "packed",
+        hide_possible_values = true
+    )]
+    signs: StoredSigns,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -24,6 +32,15 @@ enum Signs {
     #[default]
     Deterministic,
     Stochastic,
+}
+
+/// How signs are stored.
+#[derive(Debug, Clone, Copy, Default, clap::ValueEnum)]
+enum StoredSigns {
+    #[default]
+    Packed,
+    Int2,
+    Int4,
 }
 
 fn parse_rounding(text: &str) -> Result<Signs, String> {
@@ -45,6 +62,11 @@ impl CodebookArgs {
                 Signs::Stochastic => Rounding::Stochastic(seed),
             },
             threshold: self.ternary,
+            signs: match self.signs {
+                StoredSigns::Packed => SignStorage::Packed,
+                StoredSigns::Int2 => SignStorage::Int2,
+                StoredSigns::Int4 => SignStorage::Int4,
+            },
         }
     }
 }

@@ -7,12 +7,14 @@ use anyhow::{Context, bail};
 use onnx_quant::compress::{
     self, CoderChoice, CompressReport, Compressed, Job, Schedule, Scope, decompress,
 };
+use onnx_quant::data::DataSpec;
 use onnx_quant::ir::save::{self, ExternalData};
 use onnx_quant::numerics::format::{Base, Format, Granularity};
 use onnx_quant::numerics::kmeans::Init;
 use onnx_quant::passes::settings::Selection;
 use serde::Serialize;
 
+use super::data_args::DataArgs;
 use super::quantize::parse_share;
 use super::{Global, Outcome, check_output, engine, output};
 
@@ -22,6 +24,8 @@ use super::{Global, Outcome, check_output, engine, output};
   onnx-quant compress model.onnx --sparsity 0.8 --weights kmeans4 -o model.oqz
   onnx-quant compress model.onnx --calib calib.npz --eval eval.npz --labels labels.npy --max-drop 2% -o model.oqz
   onnx-quant decompress model.oqz -o model.small.onnx
+
+Data: what `quantize` takes, with the same options.
 
 Weights are pruned, clustered into codebooks and entropy-coded. With --calib the importance of every weight is measured:
 pruning, codebooks and the bits of each layer follow it, and biases are corrected.")]
@@ -79,6 +83,11 @@ pub(crate) struct CompressArgs {
     /// Leave the weights of these nodes: glob over names, or operator type (repeatable)
     #[arg(long, value_name = "PATTERN")]
     exclude: Vec<String>,
+    #[command(flatten)]
+    data: DataArgs,
+    /// Use at most N samples of the evaluation data; --samples is for the calibration data
+    #[arg(long, value_name = "N", help_heading = "Data", value_parser = clap::value_parser!(u64).range(1..))]
+    eval_samples: Option<u64>,
 }
 
 fn parse_codebook(text: &str) -> Result<u32, String> {
@@ -97,11 +106,17 @@ fn parse_codebook(text: &str) -> Result<u32, String> {
 }
 
 impl CompressArgs {
-    fn job(&self, seed: u64) -> Job {
-        Job {
+    fn job(&self, global: &Global) -> anyhow::Result<Job> {
+        let data = self.data.only_data()?;
+        Ok(Job {
             model: self.model.clone(),
-            calibration: self.calib.clone(),
-            evaluation: self.eval.clone(),
+            calibration: self.calib.as_ref().map(|p| data.spec(p, global)),
+            evaluation: self.eval.as_ref().map(|p| DataSpec {
+                samples: self
+                    .eval_samples
+                    .map(|n| usize::try_from(n).unwrap_or(usize::MAX)),
+                ..data.spec(p, global)
+            }),
             labels: self.labels.clone(),
             max_drop: self.max_drop,
             sparsity: self.sparsity,
@@ -110,13 +125,13 @@ impl CompressArgs {
             bits: self.weights,
             equal_bits: self.equal_bits,
             init: self.kmeans_init,
-            seed,
+            seed: global.seed,
             coder: self.coder,
             selection: Selection {
                 include: self.include.clone(),
                 exclude: self.exclude.clone(),
             },
-        }
+        })
     }
 
     fn check_paths(&self) -> anyhow::Result<()> {
@@ -154,7 +169,7 @@ pub(crate) fn compress(args: &CompressArgs, global: &Global) -> anyhow::Result<O
             eprintln!("{line}");
         }
     };
-    let mut done = compress::compress(&args.job(global.seed), &engine(), None, &mut say)?;
+    let mut done = compress::compress(&args.job(global)?, &engine(), None, &mut say)?;
     let holds = done.budget_holds();
     if holds || args.force {
         write(&mut done, args)?;

@@ -8,7 +8,10 @@ use onnx_quant::data::{
     Resize, parse_scale,
 };
 
+use clap::ValueEnum;
+
 use super::Global;
+use super::storage::ScaleWord;
 
 /// The options of data. [`DataArgs::spec`] joins them with a path.
 #[derive(Debug, Clone, clap::Args)]
@@ -52,9 +55,10 @@ pub(crate) struct DataArgs {
     /// Images: divisor after that, one for each channel
     #[arg(long, value_name = "S,S,S", value_delimiter = ',')]
     std: Option<Vec<f64>>,
-    /// Images: factor of the pixels, which are 0 to 255 [default: 1/255, or that of the preset]
-    #[arg(long, value_name = "X", value_parser = parse_scale)]
-    scale: Option<f64>,
+    /// Images: factor of the pixels, which are 0 to 255 [default: 1/255, or that of the preset]; quantize: pow2 makes the
+    /// scales of codes powers of two, as --scale-kind does (both may be given, each with a --scale of its own)
+    #[arg(long, value_name = "X", value_parser = ScaleValue::parse)]
+    scale: Vec<ScaleValue>,
     /// Images: order of the axes, nchw or nhwc [default: what the model says]
     #[arg(long, value_name = "ORDER")]
     layout: Option<ImageLayout>,
@@ -72,7 +76,75 @@ pub(crate) struct DataArgs {
     rate: Option<u32>,
 }
 
+/// What `--scale` says: a number is about images, a word about the scales of codes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum ScaleValue {
+    /// The factor of pixels.
+    Pixels(f64),
+    /// What the scales of codes may be.
+    Codes(ScaleWord),
+}
+
+impl ScaleValue {
+    fn parse(text: &str) -> Result<Self, String> {
+        let number = parse_scale(text);
+        if number.is_err() && text.starts_with(|c: char| c.is_ascii_alphabetic()) {
+            let word = ScaleWord::from_str(text, true);
+            let refuse =
+                |_| format!("give a factor of pixels, as 1/255, or float or pow2, not `{text}`");
+            return word.map(Self::Codes).map_err(refuse);
+        }
+        number.map(Self::Pixels)
+    }
+}
+
 impl DataArgs {
+    /// The word of `--scale`, which is about codes and not about data.
+    pub(crate) fn scale_word(&self) -> Option<ScaleWord> {
+        self.scale.iter().find_map(|s| match s {
+            ScaleValue::Codes(word) => Some(*word),
+            ScaleValue::Pixels(_) => None,
+        })
+    }
+
+    /// The options for a command that quantizes nothing.
+    ///
+    /// # Errors
+    /// A `--scale` that is about codes, or two factors.
+    pub(crate) fn only_data(&self) -> anyhow::Result<&Self> {
+        if self.scale_word().is_some() {
+            anyhow::bail!(
+                "--scale: float and pow2 are about the scales of codes and belong to `quantize`; here give a factor of pixels, as 1/255"
+            );
+        }
+        self.single_scale()
+    }
+
+    /// The options, where each kind of `--scale` was given once at most.
+    ///
+    /// # Errors
+    /// Two factors, or two words.
+    pub(crate) fn single_scale(&self) -> anyhow::Result<&Self> {
+        let words = self
+            .scale
+            .iter()
+            .filter(|s| matches!(s, ScaleValue::Codes(_)))
+            .count();
+        if words > 1 || self.scale.len() - words > 1 {
+            anyhow::bail!(
+                "--scale was given twice: one factor of pixels and one of float or pow2 are enough"
+            );
+        }
+        Ok(self)
+    }
+
+    fn pixel_scale(&self) -> Option<f64> {
+        self.scale.iter().find_map(|s| match s {
+            ScaleValue::Pixels(x) => Some(*x),
+            ScaleValue::Codes(_) => None,
+        })
+    }
+
     /// The description of the data at a path, or of `random:N`.
     pub(crate) fn spec(&self, path: &Path, global: &Global) -> DataSpec {
         let samples = self.samples;
@@ -91,7 +163,7 @@ impl DataArgs {
                 filter: self.filter,
                 mean: self.mean.clone(),
                 std: self.std.clone(),
-                scale: self.scale,
+                scale: self.pixel_scale(),
                 layout: self.layout,
                 channels: self.channels,
             },

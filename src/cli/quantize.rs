@@ -20,7 +20,7 @@ use super::data_args::DataArgs;
 use super::engine_args::EngineArgs;
 use super::layer::LayerArgs;
 use super::metric::MetricArgs;
-use super::storage::{ActivationFormat, StorageArgs, parse_activations, parse_weights};
+use super::storage::{ActivationFormat, FloatArgs, StorageArgs, parse_activations, parse_weights};
 use super::target::TargetArgs;
 use super::{Global, Outcome, check_output, optimize, output};
 
@@ -63,6 +63,8 @@ pub(crate) struct Args {
     optimize: optimize::OptimizeArgs,
     #[command(flatten)]
     storage: StorageArgs,
+    #[command(flatten)]
+    floats: FloatArgs,
     /// Write the model even if the budget is exceeded
     #[arg(long)]
     force: bool,
@@ -72,7 +74,7 @@ pub(crate) struct Args {
     /// Format of the weights, BASE[:GRANULARITY]; `onnx-quant formats` lists them [default: int8:channel]
     #[arg(long, value_name = "FORMAT", value_parser = parse_weights)]
     weights: Option<Format>,
-    /// Format of the activations: an integer, fixed-point or float format, or none [default: uint8]
+    /// Format of the activations: an integer, fixed-point or float format, fp16 or bf16, or none [default: uint8]
     #[arg(long, value_name = "FORMAT|none", value_parser = parse_activations)]
     activations: Option<ActivationFormat>,
     /// Zero points of the weights: symmetric or asymmetric [default: symmetric everywhere]
@@ -165,7 +167,9 @@ impl Args {
             max_drop: self.max_drop,
             settings: QuantSettings {
                 weights: self.weights.or(defaults.weights),
-                activations: self.activations.map_or(defaults.activations, |f| f.0),
+                activations: self
+                    .activations
+                    .map_or(defaults.activations, ActivationFormat::format),
                 weight_scheme: self.weight_scheme.unwrap_or(defaults.weight_scheme),
                 activation_scheme: self.activation_scheme.unwrap_or(defaults.activation_scheme),
                 reduce_range: self.reduce_range,
@@ -177,7 +181,12 @@ impl Args {
                 },
                 layers: self.layers.layer.clone(),
                 codebook: self.codebook.settings(global.seed),
-                storage: self.storage.settings(),
+                storage: self
+                    .storage
+                    .settings(self.data.single_scale()?.scale_word()),
+                floats: self
+                    .floats
+                    .settings(self.activations.and_then(ActivationFormat::float))?,
                 ..defaults
             },
             watch: Watch {

@@ -51,7 +51,11 @@ struct Row {
 pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
     check_output(&args.output, &[&args.model, &args.data])?;
     let model = super::load(&args.model)?;
-    let data = args.feed.spec(&args.data, global).open(&model)?;
+    let data = args
+        .feed
+        .only_data()?
+        .spec(&args.data, global)
+        .open(&model)?;
     let outputs = run_model(&model, &args.engine.engine()?, &data)?;
     save::write_atomically(&args.output, |f| write_npz(&outputs, f))?;
     let answer = Answer {

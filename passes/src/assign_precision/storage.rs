@@ -19,7 +19,11 @@ pub(super) fn runtime_notes(plan: &PrecisionPlan, settings: &QuantSettings) -> B
     let title = settings.target.rules().title;
     let weights = plan.weights.iter().map(|w| w.format);
     let activations = plan.activations.values().map(|a| a.format);
-    let unknown = |f: Format| Some(format!("{f}: {}", cannot_run(settings.target, f)?));
+    let instead = match settings.storage.emulate {
+        true => "; --emulate writes it with basic operators",
+        false => ", or give --emulate for an equivalent graph of basic operators",
+    };
+    let unknown = |f: Format| Some(format!("{f}: {}{instead}", cannot_run(settings.target, f)?));
     let all = weights.clone().chain(activations.clone());
     let mut notes: BTreeSet<String> = all.filter_map(unknown).collect();
     for f in activations.filter(|f| !eight_bits(*f)) {

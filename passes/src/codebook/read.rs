@@ -32,7 +32,8 @@ impl Stored {
         match self.levels {
             Some(2) => "binary".to_owned(),
             Some(3) => "ternary".to_owned(),
-            _ => format!("kmeans{}", self.bits),
+            Some(_) => format!("codes of {} bits", self.bits),
+            None => format!("kmeans{}", self.bits),
         }
     }
 
@@ -59,8 +60,15 @@ const LONGEST: usize = 12;
 
 /// Every weight of the model that is stored as packed indices, in program order.
 pub fn find(model: &Model) -> Vec<Stored> {
-    let nodes = model.all_nodes();
-    nodes.into_iter().filter_map(|n| stored(model, n)).collect()
+    let nodes = model.all_nodes().into_iter();
+    let found: Vec<(NodeId, Stored)> = nodes.filter_map(|n| Some((n, stored(model, n)?))).collect();
+    // Scales and zero points may be looked up themselves: they belong to their weight.
+    let outer = |lookup: NodeId| {
+        let holds = |w: &(NodeId, Stored)| w.0 != lookup && w.1.nodes.contains(&lookup);
+        !found.iter().any(holds)
+    };
+    let own = found.iter().filter(|(lookup, _)| outer(*lookup));
+    own.map(|(_, w)| w.clone()).collect()
 }
 
 /// The weight whose lookup is this node.
@@ -104,9 +112,9 @@ fn stored(model: &Model, lookup: NodeId) -> Option<Stored> {
     let dims = shape.unwrap_or_else(|| packed.dims().to_vec());
     let size = |t: &Tensor| t.byte_len().unwrap_or(0) as u64 * 8;
     let looked_up = model.output(lookup, 0)?;
-    let (scaled, alpha) = scaled(model, looked_up);
-    let groups = match &alpha {
-        Some(alpha) => alpha.element_count().ok()? as u64,
+    let (scaled, scales) = scaled(model, looked_up);
+    let groups = match scales.first() {
+        Some(scale) => scale.element_count().ok()? as u64,
         None if offset => table.element_count().ok()? as u64 >> bits,
         None => 1,
     };
@@ -118,10 +126,15 @@ fn stored(model: &Model, lookup: NodeId) -> Option<Stored> {
         bits,
         dims,
         groups,
-        levels: alpha
-            .is_some()
-            .then_some(table.element_count().ok()? as u64),
-        stored_bits: size(packed) + alpha.as_ref().map_or_else(|| size(table), size),
+        levels: match scales.is_empty() {
+            true => None,
+            false => Some(table.element_count().ok()? as u64),
+        },
+        stored_bits: size(packed)
+            + match scales.is_empty() {
+                true => size(table),
+                false => scales.iter().map(size).sum(),
+            },
     })
 }
 
@@ -135,25 +148,43 @@ fn only_reader(model: &Model, value: ValueId) -> Option<NodeId> {
     }
 }
 
-/// The product with a constant scale behind a lookup, and that scale.
-fn scaled(model: &Model, value: ValueId) -> (ValueId, Option<Tensor>) {
-    let found = only_reader(model, value).filter(|&n| model.node(n).is("Mul"));
-    let product = found.and_then(|node| {
-        let mut at = model.input(node, 1)?;
-        for _ in 0..LONGEST {
-            if let Some(alpha) = model.constant(at) {
-                return Some((model.output(node, 0)?, Some(alpha.clone())));
-            }
-            let (node, _) = model.producer(at)?;
-            let n = model.node(node);
-            if !["Slice", "Reshape", "Expand"].iter().any(|op| n.is(op)) {
-                return None;
-            }
-            at = model.input(node, 0)?;
+/// The product with scales behind a lookup, after a zero point is subtracted where there is one; and what is stored for
+/// them.
+fn scaled(model: &Model, value: ValueId) -> (ValueId, Vec<Tensor>) {
+    let step = |value: ValueId, op: &str| {
+        let node = only_reader(model, value).filter(|&n| model.node(n).is(op))?;
+        let stored = parameters(model, model.input(node, 1)?, LONGEST)?;
+        Some((model.output(node, 0)?, stored))
+    };
+    let (moved, zeros) = step(value, "Sub").unwrap_or((value, Vec::new()));
+    match step(moved, "Mul") {
+        Some((product, mut stored)) => {
+            stored.extend(zeros);
+            (product, stored)
         }
-        None
-    });
-    product.unwrap_or((value, None))
+        None => (value, Vec::new()),
+    }
+}
+
+/// The constants that scales or zero points are stored as; `None` where they depend on anything else.
+fn parameters(model: &Model, value: ValueId, depth: usize) -> Option<Vec<Tensor>> {
+    if let Some(tensor) = model.constant(value) {
+        return Some(vec![tensor.clone()]);
+    }
+    let (node, _) = model.producer(value).filter(|_| depth > 0)?;
+    let n = model.node(node);
+    let slots = match n.op_type() {
+        _ if !n.domain().is_empty() => return None,
+        "Slice" | "Reshape" | "Expand" | "Cast" | "BitwiseAnd" | "BitwiseOr" | "BitShift" => 0..1,
+        // The table is no parameter, its indices are.
+        "Gather" if n.attr_i("axis").unwrap_or(0) == 0 => 1..2,
+        "Gather" => 0..1,
+        "DequantizeLinear" => 0..3,
+        _ => return None,
+    };
+    let inputs = slots.filter_map(|slot| model.input(node, slot));
+    let parts: Option<Vec<_>> = inputs.map(|v| parameters(model, v, depth - 1)).collect();
+    parts.map(|p| p.concat())
 }
 
 /// The value behind a Reshape to a constant shape.

@@ -1,6 +1,7 @@
 //! Writes a stored weight into the graph: initializers, the operators that decode it, and the new input of its readers.
 
 use onnx_quant_ir::dtype::DataTypeExt;
+use onnx_quant_ir::spill::spill;
 use onnx_quant_ir::{DataType, GraphId, Model, Names, NodeId, NodeSpec, Tensor, ValueId};
 
 use super::encode::{Scale, Stored};
@@ -42,12 +43,14 @@ pub(super) fn insert(model: &mut Model, names: &mut Names, place: Place<'_>, sto
     }
 }
 
-/// Whether rows are looked up as codes: types that Gather takes, with scales that do not depend on the row.
+/// Whether rows are looked up as codes: types that Gather takes. Scales of blocks are looked up with them, where they are
+/// numbers.
 fn gathers_codes(stored: &Stored) -> bool {
     let dtype = stored.codes.dtype();
     let whole = dtype.is_integer() && dtype.bits().is_some_and(|b| b >= 8);
     let half = matches!(dtype, DataType::Float16 | DataType::Bfloat16);
-    (whole || half) && stored.block == 0
+    let single = stored.block == 0;
+    (whole || half) && (single || matches!(stored.scale, Scale::Float(_)))
 }
 
 struct Writer<'a> {
@@ -62,6 +65,8 @@ struct Writer<'a> {
 impl Writer<'_> {
     fn constant(&mut self, ending: &str, tensor: Tensor) -> ValueId {
         self.raise_versions(tensor.dtype());
+        // The codes of a large model are not kept in memory; where there is no room for files they are.
+        let tensor = spill(&tensor).unwrap_or(tensor);
         let name = self.names.fresh(&format!("{}_{ending}", self.stem));
         self.model.add_initializer(self.graph, &name, tensor)
     }
@@ -153,7 +158,7 @@ impl Writer<'_> {
 
     /// Rows are looked up as codes and decoded behind that.
     fn gathered(&mut self, readers: Vec<(NodeId, usize)>, stored: Stored) {
-        let code_type = stored.codes.dtype();
+        let (code_type, block) = (stored.codes.dtype(), stored.block);
         let axis = stored.axis.map(|_| -1);
         let codes = self.constant("quantized", stored.codes);
         let scale = self.scale(stored.scale);
@@ -168,7 +173,16 @@ impl Writer<'_> {
             let graph = self.model.node(node).graph;
             let raw = self.model.add_value(graph, &name);
             self.model.set_output(node, 0, Some(raw));
+            let row = |this: &mut Self, whole: ValueId, ending: &str| match block {
+                0 => whole,
+                _ => this.row(node, whole, ending),
+            };
+            let scale = scale.map(|(s, of)| (row(self, s, "scale_row"), of));
+            let zero = zero.map(|z| row(self, z, "zero_point_row"));
             let spec = match scale {
+                Some(_) if block > 0 => {
+                    qdq::dequantize_spec(axis).attr_i("block_size", block as i64)
+                }
                 Some(_) => qdq::dequantize_spec(axis),
                 None if code_type == self.float => NodeSpec::new("Identity"),
                 None => NodeSpec::new("Cast").attr_i("to", self.float as i64),
@@ -178,6 +192,15 @@ impl Writer<'_> {
                 .chain(zero.map(Some))
                 .collect();
             self.model.add_node(graph, spec, &inputs, &[Some(rows)]);
+        }
+    }
+
+    /// What belongs to the rows that a Gather looks up, of another table.
+    fn row(&mut self, lookup: NodeId, table: ValueId, ending: &str) -> ValueId {
+        let spec = NodeSpec::new("Gather").attr_i("axis", 0);
+        match self.model.input(lookup, 1) {
+            Some(indices) => self.op(spec, &[table, indices], ending),
+            None => table,
         }
     }
 }

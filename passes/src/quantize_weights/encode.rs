@@ -13,6 +13,7 @@ use onnx_quant_numerics::quantize::codes_to_bytes;
 use onnx_quant_numerics::scaling::{WeightQuantizer, choose_params, choose_scales};
 use onnx_quant_numerics::vsq::{VectorScales, vector_scales};
 
+use crate::codebook_weights::{Coded, SignStorage};
 use crate::overrides::WeightOverride;
 use crate::plan::{BlockAxis, WeightPlan};
 use crate::qdq;
@@ -161,6 +162,48 @@ pub(super) fn encode(
             Granularity::Block(n) | Granularity::Vsq(n) => n as usize,
             _ => 0,
         },
+        dims: tensor.dims().to_vec(),
+    })
+}
+
+/// Signs and trits as integers with a scale.
+///
+/// # Errors
+/// A type that cannot hold the scales.
+pub(super) fn signs(
+    tensor: &Tensor,
+    form: &WeightPlan,
+    coded: &Coded,
+    settings: &QuantSettings,
+) -> Result<Stored, String> {
+    let levels = coded.levels.unwrap_or_default();
+    let base = match settings.codebook.signs {
+        SignStorage::Int4 => Base::INT4,
+        _ => Base::INT2,
+    };
+    let codes: Vec<i32> = coded
+        .codes
+        .iter()
+        .map(|&c| levels[usize::from(c)] as i32)
+        .collect();
+    let granularity = form.granularity();
+    let view = View::of(&[], tensor.dims(), form);
+    let dims = view.scale_dims(granularity);
+    let storage = qdq::storage_type(base);
+    let zeros = vec![0u8; base.storage_bytes(coded.entries.len())];
+    let block = match granularity {
+        Granularity::Block(n) => n as usize,
+        _ => 0,
+    };
+    Ok(Stored {
+        codes: Tensor::from_raw(storage, &view.dims(), codes_to_bytes(&codes, base)),
+        scale: Scale::Float(float_scales(&dims, &coded.entries, tensor.dtype())?),
+        zero_point: (block == 0).then(|| Tensor::from_raw(storage, &dims, zeros)),
+        axis: match granularity {
+            Granularity::Channel => form.axis,
+            _ => (block > 0).then_some(view.along),
+        },
+        block,
         dims: tensor.dims().to_vec(),
     })
 }

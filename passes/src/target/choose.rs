@@ -1,7 +1,7 @@
 //! What a target makes of the user's settings: its own formats where none were asked for, and a refusal where those
 //! asked for have no kernel.
 
-use onnx_quant_numerics::format::{Format, Granularity};
+use onnx_quant_numerics::format::{Base, Format, Granularity};
 
 use super::{Isa, Target, TargetName};
 use crate::settings::QuantSettings;
@@ -42,6 +42,15 @@ pub fn choose(settings: &mut QuantSettings, given: Given) -> Result<(), String> 
             ));
         }
     }
+    if settings.storage.matmul_nbits && !target.contrib {
+        return Err(format!(
+            "--matmul-nbits: MatMulNBits is an operator of onnxruntime, which {} does not have; leave it out, or use --target ort",
+            target.title
+        ));
+    }
+    if settings.floats.base == Some(Base::Fp16) {
+        settings.storage.half_scales = true;
+    }
     if settings.dynamic {
         if given.activations {
             return Err(
@@ -59,7 +68,7 @@ pub fn choose(settings: &mut QuantSettings, given: Given) -> Result<(), String> 
     schemes(settings, target, given)
 }
 
-fn names(bases: &[onnx_quant_numerics::format::Base]) -> String {
+fn names(bases: &[Base]) -> String {
     let names: Vec<String> = bases.iter().map(ToString::to_string).collect();
     names.join(" or ")
 }
@@ -78,10 +87,7 @@ fn activations(settings: &mut QuantSettings, target: &Target, given: Given) -> R
             base: taken[0],
             granularity: Some(Granularity::Tensor),
         });
-    } else if format.base.is_integer()
-        && format.base.info().bits == 8
-        && !taken.contains(&format.base)
-    {
+    } else if matches!(format.base, Base::Int(8) | Base::Uint(8)) && !taken.contains(&format.base) {
         let who = if arm {
             "onnxruntime on ARM"
         } else {
@@ -99,7 +105,7 @@ fn weights(settings: &mut QuantSettings, target: &Target, given: Given) -> Resul
     let Some(format) = settings.weights else {
         return Ok(());
     };
-    let eight = format.base.is_integer() && format.base.info().bits == 8;
+    let eight = matches!(format.base, Base::Int(8) | Base::Uint(8));
     if given.weights && eight && !target.weights.contains(&format.base) {
         return Err(format!(
             "--weights {format}: {} takes {} weights",
@@ -141,7 +147,7 @@ fn schemes(settings: &mut QuantSettings, target: &Target, given: Given) -> Resul
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
-    use onnx_quant_numerics::format::{Base, Scheme};
+    use onnx_quant_numerics::format::Scheme;
 
     use super::*;
 
@@ -169,7 +175,14 @@ mod tests {
     #[test]
     fn what_a_target_lacks_is_refused_by_name() {
         type Change = fn(&mut QuantSettings, &mut Given);
-        let cases: [(Change, &str); 6] = [
+        let cases: [(Change, &str); 7] = [
+            (
+                |s, _| {
+                    s.target = TargetName::OpenVino;
+                    s.storage.matmul_nbits = true;
+                },
+                "--matmul-nbits: MatMulNBits is an operator of onnxruntime, which OpenVINO does not have",
+            ),
             (
                 |s, g| {
                     s.target = TargetName::TensorRt;

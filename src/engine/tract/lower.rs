@@ -9,6 +9,7 @@ use onnx_quant_ir::dtype::DataTypeExt;
 use onnx_quant_ir::engine::{EngineError, Request};
 use onnx_quant_ir::pass::{Manager, Pass, PassContext};
 use onnx_quant_ir::{DataType, Model, NodeSpec, Tensor, ValueId, save};
+use onnx_quant_passes::expand_nbits::ExpandNbits;
 use onnx_quant_passes::expand_qoperator::ExpandQoperator;
 use onnx_quant_passes::inline_functions::InlineFunctions;
 use onnx_quant_passes::lift_constants::LiftConstants;
@@ -101,6 +102,7 @@ fn modernize(m: &mut Model) -> Result<(), EngineError> {
         run(&InlineFunctions, m, &mut cx)?;
     }
     run(&ExpandQoperator, m, &mut cx)?;
+    run(&ExpandNbits, m, &mut cx)?;
     if m.all_nodes().iter().any(|&n| m.node(n).is("Upsample")) {
         run(&LiftConstants, m, &mut cx)?;
         run(&UpgradeOpset, m, &mut cx)?;
