@@ -28,6 +28,7 @@ pub mod extend;
 pub mod inspect;
 pub mod metadata;
 pub mod metric;
+pub mod mixed;
 pub mod observe;
 pub mod optimize;
 pub mod pipeline;

@@ -7,7 +7,7 @@ use onnx_quant_ir::Model;
 use onnx_quant_ir::engine::Engine;
 use onnx_quant_ir::save::ExternalData;
 use onnx_quant_numerics::format::Base;
-use onnx_quant_passes::plan::Precision;
+use onnx_quant_passes::plan::{Precision, PrecisionPlan};
 use onnx_quant_passes::settings::QuantSettings;
 
 use crate::calibrate::file;
@@ -17,6 +17,7 @@ use crate::data::{DataSet, DataSpec, Labels};
 use crate::error::Error;
 use crate::extend::Extensions;
 use crate::metric::Metric;
+use crate::mixed::auto::Mixed;
 use crate::optimize;
 use crate::pipeline::{Run, Watch};
 use crate::report::{self, Budget, Report, SettingsReport};
@@ -63,6 +64,12 @@ pub struct Quantized {
     pub report: Report,
     /// The passes that ran, with their times.
     pub run: Run,
+    /// The plan as it was carried out.
+    pub plan: PrecisionPlan,
+    /// The settings that were in force.
+    pub settings: QuantSettings,
+    /// The formats that were chosen for the layers, and what that rests on, with `--auto`.
+    pub mixed: Option<Mixed>,
 }
 
 impl Quantized {
@@ -155,6 +162,9 @@ pub fn quantize(job: &Job, engine: &Arc<dyn Engine>, say: Say<'_>) -> Result<Qua
         model: rewritten.model,
         report,
         run: rewritten.carried.run,
+        plan,
+        settings: rewritten.settings,
+        mixed: None,
     })
 }
 
@@ -232,7 +242,7 @@ fn weigh(job: &Job, planned: &mut Planned, engine: &Arc<dyn Engine>) -> Result<(
 }
 
 /// The statistics of the job, or none where it has no data; and how many files of the data were left out.
-fn calibrate(
+pub(crate) fn calibrate(
     job: &Job,
     normalized: Normalized,
     engine: &Arc<dyn Engine>,
@@ -313,7 +323,7 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
-    fn open(job: &Job, model: &Model) -> Result<Option<Self>, Error> {
+    pub(crate) fn open(job: &Job, model: &Model) -> Result<Option<Self>, Error> {
         let Some(spec) = &job.evaluation else {
             return Ok(None);
         };

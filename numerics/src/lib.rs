@@ -19,6 +19,8 @@
 //! * [`quality`]: what formats do to Gaussian values
 //! * [`minifloat`]: floats of 4 to 8 bits
 //! * [`mod@pack`]: codes of fewer than 8 bits in bytes
+//! * [`interval`]: what is certain of a loss on samples
+//! * [`knapsack`]: the best choice of formats under a budget
 //! * [`metrics`]: outputs compared
 //! * [`minmax`]: extremes of a slice
 //! * [`optimize`]: weight optimisation, rounding chosen by a layer's output
@@ -43,7 +45,9 @@ pub mod grouping;
 pub mod groups;
 pub mod histogram;
 pub mod integer;
+pub mod interval;
 pub mod kmeans;
+pub mod knapsack;
 pub mod metrics;
 pub mod minifloat;
 pub mod minmax;

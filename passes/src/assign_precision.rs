@@ -369,10 +369,19 @@ fn node_plan(
         }
         Mode::Float(why) => (Precision::Float, why.clone()),
     };
+    let stored = matches!(precision, Precision::Integer | Precision::WeightOnly)
+        && !matches!(placement.modes[&node], Mode::Supporting);
+    let reads = match &placement.modes[&node] {
+        Mode::Integer | Mode::Supporting => true,
+        Mode::Preserving => precision == Precision::Follows,
+        _ => false,
+    };
     NodePlan {
         key: model.node_key(node),
         op_type: model.node(node).op_type().to_owned(),
         precision,
         reason,
+        weights: placement.choice(node).weights.filter(|_| stored),
+        activations: placement.wanted_format(node).filter(|_| reads),
     }
 }

@@ -42,6 +42,10 @@ pub struct NodePlan {
     pub precision: Precision,
     /// Why, where it is not `Integer`; what it follows, where it follows.
     pub reason: String,
+    /// Format of its weights, where they are stored in few bits.
+    pub weights: Option<Format>,
+    /// Format that it wants for the activations that it reads, where it reads them in few bits.
+    pub activations: Option<Format>,
 }
 
 /// Quantize/dequantize pairs on an activation.

@@ -30,14 +30,17 @@ mod inspect;
 mod interrupt;
 mod layer;
 mod metric;
+mod mixed;
 mod optimize;
 mod output;
 mod passes;
+mod plan;
 mod quantize;
 mod rewrite;
 mod run;
 #[cfg(feature = "cli")]
 mod shell;
+mod size;
 mod storage;
 mod style;
 mod target;
@@ -143,6 +146,10 @@ enum Command {
     Formats(formats::Args),
     /// List the runtimes that models can be made for, or the rules of one
     Targets(target::Args),
+    /// Measure how much each layer suffers from each format
+    Analyze(Box<mixed::AnalyzeArgs>),
+    /// Choose a format for each layer under a budget, and write the plan
+    Assign(Box<mixed::AssignArgs>),
     /// Run chosen passes over a model and write it
     Rewrite(rewrite::Args),
 }
@@ -194,6 +201,8 @@ pub fn main() -> ExitCode {
         Command::Passes(a) => passes::run(a, &cli.global),
         Command::Formats(a) => formats::run(a, &cli.global),
         Command::Targets(a) => target::run(a, &cli.global),
+        Command::Analyze(a) => mixed::analyze(a, &cli.global),
+        Command::Assign(a) => mixed::assign(a, &cli.global),
         Command::Rewrite(a) => rewrite::run(a, &cli.global),
     };
     finish(result)

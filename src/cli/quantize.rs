@@ -20,6 +20,8 @@ use super::data_args::DataArgs;
 use super::engine_args::EngineArgs;
 use super::layer::LayerArgs;
 use super::metric::MetricArgs;
+use super::mixed::AutoArgs;
+use super::plan::PlanArgs;
 use super::storage::{ActivationFormat, FloatArgs, StorageArgs, parse_activations, parse_weights};
 use super::target::TargetArgs;
 use super::{Global, Outcome, check_output, optimize, output};
@@ -65,6 +67,10 @@ pub(crate) struct Args {
     storage: StorageArgs,
     #[command(flatten)]
     floats: FloatArgs,
+    #[command(flatten)]
+    plan: PlanArgs,
+    #[command(flatten)]
+    auto: AutoArgs,
     /// Write the model even if the budget is exceeded
     #[arg(long)]
     force: bool,
@@ -224,30 +230,58 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
         args.stats.as_ref(),
         args.eval.as_ref(),
         args.labels.as_ref(),
+        args.plan.files().0,
+        args.auto.file(),
     ];
     let inputs: Vec<&PathBuf> = given.into_iter().flatten().collect();
     if !args.model.exists() {
         bail!("{} does not exist", args.model.display());
     }
     check_output(&args.output, &inputs)?;
-    if let Some(report) = &args.report {
-        check_output(report, &inputs)?;
-        if *report == args.output {
-            bail!("--report and --output are the same file");
+    for (option, path) in [
+        ("--report", &args.report.as_ref()),
+        ("--save-plan", &args.plan.files().1),
+    ] {
+        let Some(path) = path else { continue };
+        check_output(path, &inputs)?;
+        if **path == args.output {
+            bail!("{option} and --output are the same file");
         }
     }
     let mut job = args.job(global)?;
+    let plan = args.plan.open(&args.model)?;
+    if let Some(plan) = &plan {
+        job.settings = plan.settings()?;
+        plan.check_target(&job.settings)?;
+    }
     let mut say = |line: String| {
         if global.talks() {
             eprintln!("{line}");
         }
     };
+    let engine = args.engine.engine()?;
+    let mixed = args.auto.apply(&mut job, &engine, &mut say)?;
+    if let Some(failure) = mixed.as_ref().and_then(|m| m.chosen.failure.as_ref()) {
+        if global.json {
+            output::json(&serde_json::json!({ "not_written": failure }))?;
+        } else {
+            output::print(&format!("not written: {failure}\n"))?;
+        }
+        return Ok(Outcome::CheckFailed);
+    }
     if job.settings.dynamic && job.calibration.take().is_some() {
         say("calibrate   --calib is not used: --dynamic finds ranges at run time".to_owned());
     }
-    let mut done = quantize(&job, &args.engine.engine()?, &mut say)?;
+    let mut done = quantize(&job, &engine, &mut say)?;
+    done.mixed = mixed;
+    if let Some(plan) = &plan {
+        plan.check_done(&done.plan)?;
+    }
     let holds = done.budget_holds();
-    note_command(&mut done.model, global);
+    // A plan makes the same bytes, from whatever command.
+    if args.plan.files() == (None, None) && !args.auto.is_on() {
+        note_command(&mut done.model, global);
+    }
     if holds || args.force {
         let written = save::save(&done.model, &args.output, job.external).with_context(|| {
             format!(
@@ -262,6 +296,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
             "the budget of --max-drop is exceeded (--force writes it all the same)".to_owned(),
         );
     }
+    args.plan.save(&done)?;
     if let Some(path) = &args.report {
         let text = serde_json::to_string_pretty(&done.report)?;
         save::write_atomically(path, |f| f.write_all(text.as_bytes()))?;

@@ -72,6 +72,8 @@ fn options(text: &str) -> BTreeSet<String> {
 #[test]
 fn options_of_the_readme_exist_and_none_is_missing() {
     let commands = [
+        "analyze",
+        "assign",
         "calibrate",
         "completions",
         "config",

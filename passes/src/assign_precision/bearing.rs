@@ -1,7 +1,7 @@
 //! Whether an activation bears its format: the parameters that calibration gives, and the noise they cost.
 
 use onnx_quant_ir::{DataType, Model, ValueId};
-use onnx_quant_numerics::affine::{QOptions, QParams, choose_qparams};
+use onnx_quant_numerics::affine::{QOptions, QParams, choose_qparams, code_range};
 use onnx_quant_numerics::format::{Base, Scheme};
 use onnx_quant_numerics::histogram::Histogram;
 use onnx_quant_numerics::minifloat::{MiniFloat, pow2};
@@ -42,7 +42,14 @@ pub(super) fn parameters(
     };
     let given = calibration.ranges.get(&model.value_key(value)).copied();
     let known = match pinned {
-        Some(Pinned::Params(params)) => return Ok(params),
+        Some(Pinned::Params(params)) if (params.qmin, params.qmax) == code_range(base, options) => {
+            return Ok(params);
+        }
+        Some(Pinned::Params(_)) => {
+            return Err(format!(
+                "the scale that is given for the activation `{name}` is of another format than {base}: give its range"
+            ));
+        }
         Some(Pinned::Range(min, max)) => Some((min, max)),
         None => given.or_else(|| ops::known_range(model, value)),
     };

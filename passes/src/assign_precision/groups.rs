@@ -45,6 +45,15 @@ pub(super) fn unify(
                 return Err((group.nodes, reason.to_owned()));
             }
         };
+        let known: Vec<QParams> = group
+            .values
+            .iter()
+            .filter_map(|v| params.get(v).copied())
+            .collect();
+        if known.len() == group.values.len() && known.windows(2).all(|w| w[0] == w[1]) {
+            // Anew from the range, the scale could differ in its last bit.
+            continue;
+        }
         let ranges: Vec<(f32, f32)> = group
             .values
             .iter()

@@ -10,7 +10,7 @@ use onnx_quant_ir::{Model, NodeId, ValueId};
 use onnx_quant_numerics::format::{Format, Scheme};
 
 use crate::infer::{Facts, infer_declared};
-use crate::layers::LayerChoices;
+use crate::layers::{LayerChoice, LayerChoices};
 use crate::ops::{self, Linear};
 use crate::settings::{QuantSettings, Selector};
 use crate::target::{Clamps, Pairs, Role, Target};
@@ -85,6 +85,11 @@ impl<'a> Placement<'a> {
     /// Whether the node is named by an `--include`, or by a rule that insists.
     pub(super) fn forced(&self, node: NodeId) -> bool {
         self.selector.included(self.model, node) || self.choices.of(node).force
+    }
+
+    /// What holds for the node.
+    pub(super) fn choice(&self, node: NodeId) -> &LayerChoice {
+        self.choices.of(node)
     }
 
     /// The format that the node wants for what it reads.
