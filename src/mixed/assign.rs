@@ -264,6 +264,12 @@ impl Problem {
         self.ties.shared.iter().map(of).sum()
     }
 
+    /// What an assignment costs.
+    pub fn cost_of(&self, assignment: &Assignment) -> u64 {
+        let prices = (0..self.layers.len()).map(|l| self.price(self.chosen(assignment, l)));
+        prices.sum()
+    }
+
     /// Whether any layer is not in float.
     pub fn quantizes(&self, assignment: &Assignment) -> bool {
         let float = |c: &Choosable| c.weights.is_none() && c.activations.is_none();

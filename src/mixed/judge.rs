@@ -1,6 +1,7 @@
 //! Runs a candidate against the float model on the same samples and says what is lost, with its confidence interval.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use onnx_quant_ir::engine::Engine;
 use onnx_quant_ir::{Model, Tensor};
@@ -54,7 +55,18 @@ pub struct Judge<'a> {
     data: &'a DataSet,
     labels: Option<&'a Labels>,
     confidence: f64,
+    kept: Mutex<Kept>,
 }
+
+/// Outputs of the float model, by the first sample of their batch.
+#[derive(Default)]
+struct Kept {
+    bytes: usize,
+    outputs: HashMap<usize, Arc<Vec<Tensor>>>,
+}
+
+/// The most bytes of outputs that are kept.
+const KEPT: usize = 256 << 20;
 
 impl<'a> Judge<'a> {
     /// A judge with evaluation data.
@@ -72,6 +84,7 @@ impl<'a> Judge<'a> {
             data,
             labels,
             confidence,
+            kept: Mutex::default(),
         }
     }
 
@@ -91,7 +104,7 @@ impl<'a> Judge<'a> {
             let parts = window?
                 .par_iter()
                 .map(|b| {
-                    let r = self.reference.run(self.data, b, None)?;
+                    let r = self.reference(b)?;
                     let c = candidate.run(self.data, b, None)?;
                     self.samples_of(&r, &c, b)
                 })
@@ -99,6 +112,23 @@ impl<'a> Judge<'a> {
             all.extend(parts.into_iter().flatten());
         }
         self.verdict(&all)
+    }
+
+    /// The outputs of the float model, which are kept while they are few.
+    fn reference(&self, batch: &Batch) -> Result<Arc<Vec<Tensor>>, Error> {
+        let lock = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = lock().outputs.get(&batch.first_sample) {
+            return Ok(Arc::clone(known));
+        }
+        let outputs = Arc::new(self.reference.run(self.data, batch, None)?);
+        let bytes: usize = outputs.iter().filter_map(|t| t.byte_len().ok()).sum();
+        let mut kept = lock();
+        if kept.bytes + bytes <= KEPT {
+            kept.bytes += bytes;
+            kept.outputs
+                .insert(batch.first_sample, Arc::clone(&outputs));
+        }
+        Ok(outputs)
     }
 
     fn samples_of(&self, r: &[Tensor], c: &[Tensor], batch: &Batch) -> Result<Vec<Sample>, Error> {

@@ -191,7 +191,7 @@ pub struct Searched {
     pub failure: Option<String>,
 }
 
-/// The smallest model whose loss is within `max_drop` with the judge's confidence.
+/// The smallest model, of arithmetic in the fewest bits, whose loss is within `max_drop` with the judge's confidence.
 ///
 /// # Errors
 /// A model that cannot be built or run.
@@ -278,7 +278,7 @@ impl Hunt<'_, '_> {
         self.searched
             .runs
             .push((assignment.clone(), built.bytes, verdict.clone()));
-        let key = |b: &Built| (b.bytes, b.assignment.bops);
+        let key = |b: &Built| (self.builder.problem.cost_of(&b.assignment), b.bytes);
         if held && self.best.as_ref().is_none_or(|(b, _)| key(&built) < key(b)) {
             self.best = Some((built, verdict));
         }
@@ -299,7 +299,7 @@ impl Hunt<'_, '_> {
         for (layer, (name, _, choices)) in problem.layers.iter().enumerate() {
             let own = &choices[from.picks[layer]];
             for (pick, c) in choices.iter().enumerate() {
-                let saved = own.bytes.saturating_sub(c.bytes);
+                let saved = problem.price(own).saturating_sub(problem.price(c));
                 if saved > 0 {
                     let lost =
                         c.loss - own.loss + excess.get(name.as_str()).copied().unwrap_or(0.0);
@@ -314,7 +314,7 @@ impl Hunt<'_, '_> {
                 break;
             }
             let own = &problem.layers[layer].2[from.picks[layer]];
-            if problem.layers[layer].2[pick].bytes >= own.bytes {
+            if problem.price(&problem.layers[layer].2[pick]) >= problem.price(own) {
                 continue;
             }
             let Some(next) = problem.with(&from, layer, pick) else {
