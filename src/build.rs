@@ -371,6 +371,7 @@ impl Quantize {
         }
         files.extend(job.labels.clone());
         files.extend(job.statistics.clone());
+        files.extend(job.encodings.clone());
         files.sort();
         files.dedup();
         files

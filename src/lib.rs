@@ -22,6 +22,7 @@ pub mod compress;
 pub mod config;
 pub mod data;
 pub mod demo;
+pub mod encodings;
 pub mod engine;
 pub mod error;
 pub mod extend;

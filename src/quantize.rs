@@ -7,6 +7,7 @@ use onnx_quant_ir::Model;
 use onnx_quant_ir::engine::Engine;
 use onnx_quant_ir::save::ExternalData;
 use onnx_quant_numerics::format::Base;
+use onnx_quant_passes::calibration::Calibration;
 use onnx_quant_passes::plan::{Precision, PrecisionPlan};
 use onnx_quant_passes::settings::QuantSettings;
 
@@ -14,6 +15,7 @@ use crate::calibrate::file;
 use crate::check::{CheckReport, Checker};
 use crate::compress;
 use crate::data::{DataSet, DataSpec, Labels};
+use crate::encodings::{Encodings, Ranges};
 use crate::error::Error;
 use crate::extend::Extensions;
 use crate::metric::Metric;
@@ -46,6 +48,8 @@ pub struct Job {
     pub keep_inputs: Vec<String>,
     /// Where the weights of the output go.
     pub external: ExternalData,
+    /// Encodings of another tool: ranges of activations, in place of statistics where they have them.
+    pub encodings: Option<PathBuf>,
     /// Passes and observers of the user.
     pub extensions: Extensions,
     /// The metric of the user, in place of the one that labels and outputs suggest.
@@ -117,7 +121,8 @@ pub fn quantize(job: &Job, engine: &Arc<dyn Engine>, say: Say<'_>) -> Result<Qua
         normalized.model().all_nodes().len()
     ));
     let normalized = prepare(job, normalized, engine, say)?;
-    let (calibrated, skipped) = calibrate(job, normalized, engine, say)?;
+    let encodings = job.encodings.as_deref().map(Encodings::read).transpose()?;
+    let (calibrated, skipped) = calibrate(job, normalized, (engine, encodings.as_ref()), say)?;
     let samples = calibrated.calibration().map_or(0, |c| c.samples);
     let mut planned = calibrated.plan()?;
     let plan = planned.plan();
@@ -129,6 +134,9 @@ pub fn quantize(job: &Job, engine: &Arc<dyn Engine>, say: Say<'_>) -> Result<Qua
         plan.count(Precision::Float)
     ));
     recover(job, &mut planned, engine, say)?;
+    if let Some(encodings) = &encodings {
+        planned.import_weights(encodings);
+    }
     weigh(job, &mut planned, engine)?;
     let rewritten = planned.rewrite()?;
     let mut report = report_of(job, &rewritten, samples)?;
@@ -244,14 +252,21 @@ fn weigh(job: &Job, planned: &mut Planned, engine: &Arc<dyn Engine>) -> Result<(
 /// The statistics of the job, or none where it has no data; and how many files of the data were left out.
 pub(crate) fn calibrate(
     job: &Job,
-    normalized: Normalized,
-    engine: &Arc<dyn Engine>,
+    mut normalized: Normalized,
+    (engine, encodings): (&Arc<dyn Engine>, Option<&Encodings>),
     say: Say<'_>,
 ) -> Result<(Calibrated, usize), Error> {
     let settings = job.settings.clone();
+    let mut notes = Vec::new();
+    let ranges = match encodings {
+        Some(encodings) => encodings.ranges(normalized.model(), &mut notes)?,
+        None => Ranges::new(),
+    };
+    normalized.carried.notes.append(&mut notes);
     if let Some(path) = &job.statistics {
-        let calibration = file::read_for(path, &normalized.carried.float)?;
+        let mut calibration = file::read_for(path, &normalized.carried.float)?;
         let method = settings.calibrator;
+        calibration.ranges.extend(ranges);
         let (samples, of) = (calibration.samples, calibration.of);
         say(format!(
             "calibrate   {samples} samples of {}, {method}",
@@ -270,6 +285,14 @@ pub(crate) fn calibrate(
         return Ok((calibrated, 0));
     }
     let Some(spec) = &job.calibration else {
+        if !ranges.is_empty() {
+            say(format!("calibrate   {} imported ranges", ranges.len()));
+            let calibration = Calibration {
+                ranges,
+                ..Calibration::default()
+            };
+            return Ok((normalized.calibrated(settings, calibration), 0));
+        }
         let had = normalized.carried.notes.len();
         let calibrated = normalized.without_data(settings);
         for note in calibrated.carried.notes.iter().skip(had) {
@@ -279,7 +302,10 @@ pub(crate) fn calibrate(
     };
     let data = spec.open(normalized.model())?;
     let method = settings.calibrator;
-    let calibrated = normalized.calibrate(settings, &data, engine)?;
+    let mut calibrated = normalized.calibrate(settings, &data, engine)?;
+    if let Some(calibration) = calibrated.calibration_mut() {
+        calibration.ranges.extend(ranges);
+    }
     let samples = calibrated.calibration().map_or(0, |c| c.samples);
     let dry = if spec.is_random() {
         " (RANDOM DATA: a dry run, the ranges say nothing about real data)"

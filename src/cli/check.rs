@@ -73,7 +73,9 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
         Some(data) => Some(Evaluation::from_spec(
             &reference,
             &args.data.only_data()?.spec(data, global),
-            args.labels.as_deref(),
+            args.data
+                .labels(args.labels.as_ref(), args.eval.as_ref())
+                .as_deref(),
         )?),
         None => None,
     };

@@ -171,7 +171,7 @@ fn line(key: &str, value: &[String]) -> String {
 }
 
 /// Options that do not change what is written, or whose values are paths.
-const LEFT_OUT: [&str; 18] = [
+const LEFT_OUT: [&str; 19] = [
     "engine",
     "memory",
     "threads",
@@ -185,6 +185,7 @@ const LEFT_OUT: [&str; 18] = [
     "output",
     "calib",
     "calibration",
+    "dataset",
     "eval",
     "labels",
     "max_drop",

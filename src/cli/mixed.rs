@@ -259,7 +259,7 @@ impl AnalyzeArgs {
                 exclude: self.exclude.clone(),
             },
             calibrator: self.calibrator,
-            storage: self.storage.settings(self.data.scale_word()),
+            storage: self.storage.settings(self.data.scale_word()?),
             ..QuantSettings::default()
         };
         self.target.apply(&mut settings, Given::default())?;

@@ -23,6 +23,7 @@ mod config;
 mod data_args;
 mod demo;
 mod diff;
+mod encodings;
 mod engine_args;
 mod formats;
 mod inspect;
@@ -130,6 +131,8 @@ enum Command {
     Inspect(inspect::Args),
     /// Show what changed between two models
     Diff(diff::Args),
+    /// Write the scales of a quantized model as encodings that other tools read (AIMET's JSON)
+    ExportEncodings(encodings::Args),
     /// Write a first configuration for a model, with comments
     Init(config::InitArgs),
     /// Print the JSON schema of configuration files
@@ -192,6 +195,7 @@ pub fn main() -> ExitCode {
         Command::Run(a) => run::run(a, &cli.global),
         Command::Inspect(a) => inspect::run(a, &cli.global),
         Command::Diff(a) => diff::run(a, &cli.global),
+        Command::ExportEncodings(a) => encodings::run(a, &cli.global),
         Command::Init(a) => config::init(a, &cli.global),
         Command::Config(a) => config::run(a),
         #[cfg(feature = "cli")]

@@ -17,6 +17,7 @@ use onnx_quant::report;
 
 use super::codebook::CodebookArgs;
 use super::data_args::DataArgs;
+use super::encodings::ImportArgs;
 use super::engine_args::EngineArgs;
 use super::layer::LayerArgs;
 use super::metric::MetricArgs;
@@ -104,6 +105,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PATTERN")]
     exclude: Vec<String>,
     #[command(flatten)]
+    import: ImportArgs,
+    #[command(flatten)]
     layers: LayerArgs,
     /// Use 7 bits, for x86 kernels without VNNI, which saturate with 8
     #[arg(long)]
@@ -155,11 +158,7 @@ pub(crate) fn parse_share(text: &str) -> Result<f64, String> {
 impl Args {
     fn evaluation(&self, global: &Global) -> Option<DataSpec> {
         let path = self.eval.as_ref()?;
-        let samples = self.eval_samples;
-        Some(DataSpec {
-            samples: samples.map(|n| usize::try_from(n).unwrap_or(usize::MAX)),
-            ..self.data.spec(path, global)
-        })
+        Some(self.data.evaluation(path, self.eval_samples, global))
     }
 
     pub(crate) fn job(&self, global: &Global) -> anyhow::Result<Job> {
@@ -168,8 +167,9 @@ impl Args {
             model: self.model.clone(),
             calibration: self.calib.as_ref().map(|p| self.data.spec(p, global)),
             statistics: self.stats.clone(),
+            encodings: self.import.import_encodings.clone(),
             evaluation: self.evaluation(global),
-            labels: self.labels.clone(),
+            labels: self.data.labels(self.labels.as_ref(), self.eval.as_ref()),
             max_drop: self.max_drop,
             settings: QuantSettings {
                 weights: self.weights.or(defaults.weights),
@@ -187,9 +187,7 @@ impl Args {
                 },
                 layers: self.layers.layer.clone(),
                 codebook: self.codebook.settings(global.seed),
-                storage: self
-                    .storage
-                    .settings(self.data.single_scale()?.scale_word()),
+                storage: self.storage.settings(self.data.scale_word()?),
                 floats: self
                     .floats
                     .settings(self.activations.and_then(ActivationFormat::float))?,

@@ -300,11 +300,23 @@ impl<'a> Values<'a> {
     /// The values that the command line does not give, as arguments.
     fn arguments(self) -> Result<(Vec<OsString>, BTreeMap<String, Origin>), ConfigError> {
         let (mut args, mut origins) = (Vec::new(), BTreeMap::new());
+        let sets = match self.found.get(DATASET).map(|(_, e, _)| &e.value) {
+            Some(Value::Table(sets)) => sets.as_slice(),
+            _ => &[],
+        };
+        let is_set =
+            |e: &Entry| matches!(&e.value, Value::Text(t) if sets.iter().any(|s| s.key == *t));
         for (id, (arg, entry, profile)) in &self.found {
-            if self.given.value_source(id) == Some(ValueSource::CommandLine) {
+            if id != DATASET && self.given.value_source(id) == Some(ValueSource::CommandLine) {
                 continue;
             }
-            args.extend(argument(self.file, arg, entry)?);
+            match &entry.value {
+                Value::Table(sets) if id == DATASET => args.extend(self.datasets(sets)?),
+                Value::Text(name) if is_path(arg) && is_set(entry) => {
+                    args.push(format!("--{}={name}", key(arg)).into());
+                }
+                _ => args.extend(argument(self.file, arg, entry)?),
+            }
             let origin = Origin {
                 file: self.file.path.clone(),
                 line: entry.line,
@@ -316,8 +328,45 @@ impl<'a> Values<'a> {
     }
 }
 
+/// The key of data sets: a table of tables.
+pub(super) const DATASET: &str = "dataset";
+
+impl Values<'_> {
+    /// Data sets as values of `--dataset`.
+    fn datasets(&self, sets: &[Entry]) -> Result<Vec<OsString>, ConfigError> {
+        let mut args = Vec::new();
+        for set in sets {
+            let Value::Table(entries) = &set.value else {
+                let what = format!("`{}` must be a table, as in [dataset.val]", set.key);
+                return Err(self.file.error(set.line, what));
+            };
+            let mut line = vec![Entry {
+                key: "name".to_owned(),
+                value: Value::Text(set.key.clone()),
+                line: set.line,
+            }];
+            for entry in entries {
+                let arg = self.command.get_arguments().find(|a| key(a) == entry.key);
+                let mut entry = entry.clone();
+                let is_file = ["path", "labels"].contains(&entry.key.as_str());
+                if let Value::Text(text) = &entry.value
+                    && (is_file || arg.is_some_and(is_path))
+                {
+                    entry.value = Value::Text(in_folder(self.file, text));
+                }
+                line.push(entry);
+            }
+            args.push(format!("--{DATASET}={}", Value::Table(line).to_toml()).into());
+        }
+        Ok(args)
+    }
+}
+
 /// A key as arguments.
-fn argument(file: &ConfigFile, arg: &Arg, entry: &Entry) -> Result<Vec<OsString>, ConfigError> {
+///
+/// # Errors
+/// A value of the wrong kind, with the line.
+pub fn argument(file: &ConfigFile, arg: &Arg, entry: &Entry) -> Result<Vec<OsString>, ConfigError> {
     let name = key(arg);
     if is_switch(arg) {
         return match entry.value {
@@ -381,11 +430,21 @@ fn layer(file: &ConfigFile, value: &Value, line: usize) -> String {
 
 /// A path starts from the folder of the file; `random:16` and what is no path stay.
 fn path_from(file: &ConfigFile, arg: &Arg, text: &str) -> String {
-    let path = matches!(
+    if is_path(arg) {
+        return in_folder(file, text);
+    }
+    text.to_owned()
+}
+
+fn is_path(arg: &Arg) -> bool {
+    matches!(
         arg.get_value_hint(),
         ValueHint::AnyPath | ValueHint::FilePath | ValueHint::DirPath
-    );
-    if !path || text.starts_with("random:") || file.folder().as_os_str().is_empty() {
+    )
+}
+
+fn in_folder(file: &ConfigFile, text: &str) -> String {
+    if text.starts_with("random:") || file.folder().as_os_str().is_empty() {
         return text.to_owned();
     }
     file.folder().join(text).display().to_string()

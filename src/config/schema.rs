@@ -3,7 +3,7 @@
 use clap::{Arg, ArgAction, Command};
 use serde_json::{Map, Value, json};
 
-use super::merge::{MAIN, UNCONFIGURED, configurable, is_switch, key};
+use super::merge::{DATASET, MAIN, UNCONFIGURED, configurable, is_switch, key};
 
 /// The schema, for editors that complete and check TOML.
 pub fn schema(program: &Command) -> Value {
@@ -55,9 +55,40 @@ pub fn schema(program: &Command) -> Value {
 }
 
 fn properties(command: &Command) -> Map<String, Value> {
-    let mut list: Vec<(String, Value)> = configurable(command).map(|a| (key(a), one(a))).collect();
+    let value = |a: &Arg| match key(a) == DATASET {
+        true => datasets(command, a),
+        false => one(a),
+    };
+    let mut list: Vec<(String, Value)> =
+        configurable(command).map(|a| (key(a), value(a))).collect();
     list.sort_by(|a, b| a.0.cmp(&b.0));
     list.into_iter().collect()
+}
+
+/// Tables of data sets, which hold the options that have the same heading.
+fn datasets(command: &Command, dataset: &Arg) -> Value {
+    let belongs = |a: &&Arg| {
+        a.get_help_heading() == dataset.get_help_heading()
+            && ![DATASET, "eval-samples"].contains(&key(a).as_str())
+    };
+    let mut options: Map<String, Value> = configurable(command)
+        .filter(belongs)
+        .map(|a| (key(a), one(a)))
+        .collect();
+    for name in ["path", "labels"] {
+        options.insert(name.to_owned(), json!({"type": "string"}));
+    }
+    let help = dataset.get_help().map(ToString::to_string);
+    json!({
+        "type": "object",
+        "description": help.unwrap_or_default(),
+        "additionalProperties": {
+            "type": "object",
+            "required": ["path"],
+            "additionalProperties": false,
+            "properties": options,
+        },
+    })
 }
 
 fn one(arg: &Arg) -> Value {

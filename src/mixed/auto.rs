@@ -144,6 +144,11 @@ pub fn ready(
     engine: &Arc<dyn Engine>,
     say: Say<'_>,
 ) -> Result<Ready, Error> {
+    if job.encodings.is_some() {
+        return Err(Error::usage(
+            "--import-encodings gives scales for one format, and formats are to be chosen here: leave it out, or give --weights and --activations",
+        ));
+    }
     let loaded = Loaded::open(&job.model)?
         .watch(job.watch.clone())
         .keep_inputs(job.keep_inputs.clone());
@@ -158,7 +163,7 @@ pub fn ready(
     }
     let calibrated = match activations.is_empty() {
         true => normalized.without_data(own.settings),
-        false => calibrate(&own, normalized, engine, say)?.0,
+        false => calibrate(&own, normalized, (engine, None), say)?.0,
     };
     Ok(Ready {
         calibrated,

@@ -330,3 +330,104 @@ fn an_interrupt_leaves_nothing_half_written() {
     assert_eq!(code, Some(130), "{said}");
     assert_eq!(dir.names(), before);
 }
+
+#[test]
+fn encodings_go_out_and_come_back() {
+    let dir = Sandbox::with_net();
+    dir.line("quantize net.onnx --calib calib.npz -o a.onnx")
+        .ends(0);
+    dir.line("export-encodings a.onnx -o e.json").ends(0);
+    let encodings: Value = serde_json::from_slice(&dir.read("e.json")).unwrap();
+    let x = &encodings["activation_encodings"]["x"][0];
+    assert_eq!(
+        (x["bitwidth"].as_u64(), x["is_symmetric"].as_str()),
+        (Some(8), Some("False"))
+    );
+    let channels = encodings["param_encodings"]["W1"].as_array().unwrap();
+    assert_eq!(channels.len(), 8);
+    dir.line("quantize net.onnx --import-encodings e.json -o b.onnx")
+        .ends(0);
+    let scales = |file: &str| {
+        let found = dir.run(&["inspect", file, "--json"]).ends(0).json();
+        let list = found["quantization"]["activations"]
+            .as_array()
+            .unwrap()
+            .clone();
+        let one = |a: &Value| (a["name"].to_string(), a["scale"].as_f64().unwrap());
+        list.iter().map(one).collect::<Vec<_>>()
+    };
+    let (a, b) = (scales("a.onnx"), scales("b.onnx"));
+    assert_eq!(a.len(), b.len());
+    for ((name, x), (other, y)) in a.iter().zip(&b) {
+        assert_eq!(name, other);
+        assert!((x / y - 1.0).abs() < 0.01, "{name}: {x} {y}");
+    }
+    // Weights take scales too: twice as large here.
+    let mut wide = encodings.clone();
+    for entry in wide["param_encodings"]["W1"].as_array_mut().unwrap() {
+        for key in ["scale", "min", "max"] {
+            entry[key] = (entry[key].as_f64().unwrap() * 2.0).into();
+        }
+    }
+    wide["param_encodings"]["lost"] = wide["param_encodings"]["W1"].clone();
+    dir.write("wide.json", wide.to_string().as_bytes());
+    let ran = dir
+        .line("quantize net.onnx --import-encodings wide.json -o c.onnx")
+        .ends(0);
+    let said = format!("{}{}", ran.stderr, ran.stdout);
+    assert!(
+        said.contains("3 of its parameters") && said.contains("`lost`"),
+        "{said}"
+    );
+    dir.line("export-encodings c.onnx -o back.json").ends(0);
+    let back: Value = serde_json::from_slice(&dir.read("back.json")).unwrap();
+    let scales = |of: &Value| {
+        let list = of["param_encodings"]["W1"].as_array().unwrap().clone();
+        let scale = |e: &Value| e["scale"].as_f64().unwrap() as f32;
+        list.iter().map(scale).collect::<Vec<f32>>()
+    };
+    assert_eq!(scales(&back), scales(&wide));
+    dir.write("other.json", b"{\"activation_encodings\": {}}");
+    dir.line("quantize net.onnx --import-encodings other.json -o c.onnx")
+        .refuses(&["other.json", "none of its 0 activations and 0 parameters"]);
+    dir.line("export-encodings net.onnx")
+        .refuses(&["nothing to export"]);
+}
+
+#[test]
+fn data_sets_have_options_of_their_own() {
+    let dir = Sandbox::with_net();
+    std::fs::create_dir(dir.path("sub")).unwrap();
+    for name in ["calib.npz", "eval.npz"] {
+        std::fs::rename(dir.path(name), dir.path("sub").join(name)).unwrap();
+    }
+    let text = "calib = \"small\"\neval = \"whole\"\n\n[dataset.small]\npath = \"calib.npz\"\nsamples = 5\n\n[dataset.whole]\npath = \"eval.npz\"\nsamples = 7\n";
+    dir.write("sub/onnx-quant.toml", text.as_bytes());
+    let run = |more: &str| {
+        let line = format!("quantize net.onnx -o q.onnx --config sub/onnx-quant.toml {more}");
+        let ran = dir.line(&line).ends(0);
+        ran.stderr.clone() + &ran.stdout
+    };
+    let said = run("");
+    for words in ["calibrate   5 samples", "on 7 samples"] {
+        assert!(said.contains(words), "{words}\n{said}");
+    }
+    let said = run("--samples 3 --eval-samples 2 --force");
+    for words in ["calibrate   3 samples", "on 2 samples"] {
+        assert!(said.contains(words), "{words}\n{said}");
+    }
+    let mistake = |text: &str, words: &[&str]| {
+        dir.write("bad.toml", text.as_bytes());
+        dir.line("quantize net.onnx -o z.onnx --config bad.toml")
+            .refuses(words);
+    };
+    mistake(
+        "[dataset.a]\npath = \"x\"\nsampels = 1\n",
+        &["did you mean `samples`?"],
+    );
+    mistake("[dataset]\na = 1\n", &["bad.toml:2", "must be a table"]);
+    mistake(
+        "calib = \"a\"\n[dataset.a]\nsamples = 1\n",
+        &["`path` is missing"],
+    );
+}

@@ -77,6 +77,7 @@ fn options_of_the_readme_exist_and_none_is_missing() {
         "calibrate",
         "completions",
         "config",
+        "export-encodings",
         "init",
         "man",
         "demo",
