@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use onnx_quant_proto::{Message, ModelProto, StringStringEntryProto, TensorProto, tensor_proto};
 
+use crate::mmap;
 use crate::model::Model;
 use crate::order::CycleError;
 use crate::tensor::{Tensor, TensorError};
@@ -270,9 +271,15 @@ fn write_chunks(chunks: &[Chunk], file: &mut dyn Write) -> io::Result<()> {
         io::copy(&mut io::Read::take(io::repeat(0), offset - at), file)?;
         file.write_all(&data)?;
         at = offset + data.len() as u64;
+        if data.len() >= LARGE {
+            mmap::release();
+        }
     }
     Ok(())
 }
+
+/// Tensors after which the pages that were read are given back.
+const LARGE: usize = 8 << 20;
 
 fn clear_typed(t: &mut TensorProto) {
     t.float_data.clear();

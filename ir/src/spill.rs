@@ -24,6 +24,12 @@ pub fn spill(tensor: &Tensor) -> io::Result<Tensor> {
     Ok(Tensor::from_raw(tensor.dtype(), tensor.dims(), mapped))
 }
 
+/// Gives the memory back that pages of mapped files take, those of models among them. Nothing that was read changes; what
+/// is read again comes from the file again.
+pub fn release() {
+    mmap::release();
+}
+
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
@@ -35,6 +41,7 @@ mod tests {
         for len in [3, 300_000] {
             let tensor = Tensor::from_f32(&[len as i64], &data[..len]);
             let away = spill(&tensor).unwrap();
+            release();
             assert_eq!(away.dims(), tensor.dims());
             assert_eq!(away.bytes().unwrap(), tensor.bytes().unwrap());
         }

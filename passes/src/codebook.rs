@@ -17,6 +17,7 @@ mod tests;
 use std::collections::BTreeMap;
 
 use onnx_quant_ir::node::attr_s;
+use onnx_quant_ir::spill::spill;
 use onnx_quant_ir::{DataType, GraphId, Model, Names, NodeSpec, Tensor, ValueId};
 use onnx_quant_numerics::groups::{GroupKind, Groups};
 use onnx_quant_numerics::pack::pack;
@@ -350,6 +351,8 @@ impl<'a> Writer<'a> {
 
     fn constant(&mut self, place: &mut Place<'_>, role: &str, tensor: Tensor) -> ValueId {
         let name = self.names.fresh(&format!("{}_{role}", place.stem));
+        // The codes of a large model are not kept in memory; where there is no room for files they are.
+        let tensor = spill(&tensor).unwrap_or(tensor);
         place.model.add_initializer(place.graph, &name, tensor)
     }
 

@@ -28,6 +28,7 @@ use std::collections::BTreeMap;
 
 use half::f16;
 use onnx_quant_ir::pass::{Changed, Pass, PassContext, PassError, PassInfo};
+use onnx_quant_ir::spill::release;
 use onnx_quant_ir::{DataType, Model, NodeId, ValueId};
 use onnx_quant_numerics::binary::{self, Rounding};
 use onnx_quant_numerics::format::{Base, Granularity};
@@ -126,6 +127,7 @@ impl Pass for CodebookWeights {
         let mut changed = false;
         // A few at a time: the codes of a weight take a byte each until they are packed.
         for forms in forms.chunks(TOGETHER) {
+            release();
             let coded: Vec<Result<Coded, String>> = forms
                 .par_iter()
                 .map(|(form, value)| {

@@ -25,7 +25,7 @@
 //! # References
 //! ONNX, QuantizeLinear and DequantizeLinear.
 
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 
 use onnx_quant_ir::dtype::DataTypeExt;
 use onnx_quant_ir::pass::{Changed, Pass, PassContext, PassError, PassInfo};
@@ -86,8 +86,11 @@ impl Pass for EmulateFormats {
                 Err(reason) => cx.skip(model, node, format!("is not emulated: {reason}")),
             }
         }
-        if let (true, Some(before)) = (changed, cx.get::<Versions>()) {
-            settle_versions(model, *before);
+        if changed {
+            sweep(model);
+            if let Some(before) = cx.get::<Versions>() {
+                settle_versions(model, *before);
+            }
         }
         Ok(changed.into())
     }
@@ -273,7 +276,7 @@ fn round_float(ops: &mut Ops<'_, '_, '_>, x: ValueId, element: MiniFloat) -> Val
     ops.op("Clip", &[back, low, high])
 }
 
-/// Lets a value stand in the place of the conversion's output, and removes what nothing uses any more.
+/// Lets a value stand in the place of the conversion's output.
 fn take_over(model: &mut Model, d: &Qdq, real: ValueId) {
     let quantize = model.producer(d.input).map(|(n, _)| n);
     let quantize = quantize.and_then(|n| qdq::quantize(model, n));
@@ -281,18 +284,20 @@ fn take_over(model: &mut Model, d: &Qdq, real: ValueId) {
     if let Some((node, slot)) = model.producer(real) {
         model.set_output(node, slot, Some(d.output));
     }
-    let mut left = vec![Some(real), Some(d.input), Some(d.scale), d.zero_point];
     if let Some(q) = quantize.filter(|_| model.is_unused(d.input)) {
         model.remove_node(q.node);
-        left.extend([Some(q.scale), q.zero_point]);
     }
-    let left: BTreeSet<ValueId> = left.into_iter().flatten().collect();
-    for value in left {
-        let v = model.value(value);
-        if model.is_unused(value) && !v.is_input() && model.producer(value).is_none() {
-            model.remove_value(value);
-        }
-    }
+}
+
+/// Removes constants and values that nothing uses any more: their types would ask for newer versions.
+fn sweep(model: &mut Model) {
+    let dead = |&v: &ValueId| {
+        let value = model.value(v);
+        let held = value.is_input() || value.sparse_init;
+        model.is_unused(v) && !held && model.producer(v).is_none()
+    };
+    let dead: HashSet<ValueId> = model.all_values().into_iter().filter(dead).collect();
+    model.remove_values(&dead);
 }
 
 /// Takes the versions back that only types that are gone had asked for.

@@ -106,6 +106,13 @@ impl LayerChoice {
     }
 }
 
+/// Whether an operator is of a kind that carries weights.
+fn has_weight(model: &Model, node: NodeId) -> bool {
+    let n = model.node(node);
+    let kinds = ["LSTM", "GRU", "RNN", "Gather"];
+    ops::linear(model, node).is_some() || kinds.iter().any(|op| n.is(op))
+}
+
 /// The rules of a model, worked out for every node.
 #[derive(Debug, Clone)]
 pub struct LayerChoices {
@@ -155,6 +162,15 @@ impl LayerChoices {
                     suggestion: suggest(&rule.pattern, model),
                 }
                 .to_string());
+            }
+            let coded = matches!(rule.weights, Some(Choice::Format(_)));
+            if coded && !named.iter().any(|&n| has_weight(model, n)) {
+                return Err(format!(
+                    "{place} `{}`: weights: a {} has no weight that could be quantized; Conv, ConvTranspose, Gemm, MatMul, \
+                     Gather of a table, LSTM, GRU and RNN have",
+                    rule.pattern,
+                    model.node(named[0]).op_type()
+                ));
             }
             for node in named {
                 choices.apply(rule, model, node, &place)?;

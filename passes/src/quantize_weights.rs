@@ -32,6 +32,7 @@ mod grid;
 use std::collections::BTreeMap;
 
 use onnx_quant_ir::pass::{Changed, Pass, PassContext, PassError, PassInfo};
+use onnx_quant_ir::spill::release;
 use onnx_quant_ir::{Model, NodeId, ValueId};
 use onnx_quant_numerics::affine::QParams;
 use onnx_quant_numerics::bias::bias_scale_guard;
@@ -81,6 +82,7 @@ impl Pass for QuantizeWeights {
         while !rest.is_empty() {
             let (now, later) = rest.split_at(together(model, &by_key, rest));
             rest = later;
+            let large = !rest.is_empty();
             let stored: Vec<Option<Found>> = now
                 .par_iter()
                 .map(|form| {
@@ -114,6 +116,9 @@ impl Pass for QuantizeWeights {
                         changed = true;
                     }
                 }
+            }
+            if large {
+                release();
             }
         }
         if let Some(overrides) = overrides {

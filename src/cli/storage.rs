@@ -79,10 +79,10 @@ pub(crate) struct FloatArgs {
     #[arg(long, value_name = "TYPE", value_parser = parse_floats)]
     floats: Option<Base>,
     /// With --floats: operators that stay FP32, types or globs over names, or none [default: those that sum or grow fast]
-    #[arg(long, value_name = "LIST", value_delimiter = ',', requires = "floats")]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
     fp32_ops: Option<Vec<String>>,
     /// With --floats: inputs and outputs of the model change their type too
-    #[arg(long, requires = "floats")]
+    #[arg(long)]
     cast_io: bool,
     /// How biases that are not quantized are stored: fp32 or fp16
     #[arg(
@@ -107,9 +107,20 @@ impl FloatArgs {
                 "--activations {b} and --floats {a} contradict each other: leave one out"
             );
         }
+        let base = self.floats.or(activations).filter(|b| *b != Base::Fp32);
+        for (given, option) in [
+            (self.fp32_ops.is_some(), "--fp32-ops"),
+            (self.cast_io, "--cast-io"),
+        ] {
+            if given && base.is_none() {
+                anyhow::bail!(
+                    "{option} needs --floats fp16 or bf16: without it all floats stay FP32"
+                );
+            }
+        }
         let keep = self.fp32_ops.clone();
         Ok(FloatSettings {
-            base: self.floats.or(activations).filter(|b| *b != Base::Fp32),
+            base,
             keep: keep.map(|list| if list == ["none"] { Vec::new() } else { list }),
             cast_io: self.cast_io,
             half_biases: self.bias_type == ScaleType::Fp16,

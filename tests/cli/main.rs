@@ -9,6 +9,7 @@ mod commands;
 mod config;
 mod data;
 mod engine;
+mod formats;
 mod mixed;
 mod optimize;
 mod readme;
