@@ -15,11 +15,15 @@ use serde::Serialize;
 use crate::calibrate::windows;
 use crate::data::{Batch, DataSet, Labels};
 use crate::error::Error;
+use crate::mixed::judge::{Sample, Sampler};
 use crate::prepared::Prepared;
 use crate::progress;
 
 /// Samples on which layers are compared: enough for a ranking, and few enough to keep the check quick.
 const LAYER_SAMPLES: usize = 64;
+
+/// The confidence of each end of the interval.
+const CONFIDENCE: f64 = 0.95;
 
 /// The result of a comparison.
 #[derive(Debug, Clone, Serialize)]
@@ -63,6 +67,20 @@ pub struct Task {
     pub drop: f64,
     /// Top-5 accuracy of both, where there are labels and more than five classes.
     pub top5: Option<(f64, f64)>,
+    /// Between what the drop lies; absent where a metric of the user does not tell samples apart.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interval: Option<Interval>,
+}
+
+/// A confidence interval of a drop.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Interval {
+    /// The drop is not less than this.
+    pub lower: f64,
+    /// The drop is not more than this.
+    pub upper: f64,
+    /// The confidence of each end.
+    pub confidence: f64,
 }
 
 /// How one output differs.
@@ -93,6 +111,8 @@ pub struct LayerReport {
     pub sqnr_db: Option<f64>,
     /// Cosine similarity.
     pub cosine: f64,
+    /// The place of the node that computes it in the first model's order, from 0.
+    pub position: usize,
 }
 
 /// Accumulated over samples; merged in the order of the batches.
@@ -126,6 +146,7 @@ pub struct Checker<'a> {
     names: Vec<String>,
     order: Vec<usize>,
     layers: Vec<String>,
+    positions: Vec<usize>,
 }
 
 impl<'a> Checker<'a> {
@@ -159,6 +180,7 @@ impl<'a> Checker<'a> {
             .collect();
         let (layers, observed): (Vec<_>, Vec<_>) =
             paired_layers(reference, candidate).into_iter().unzip();
+        let positions = positions(reference, &layers);
         let prepare = |m: &Model, observe: Vec<String>| Prepared::new(engine, m, observe);
         Ok(Self {
             watched: [
@@ -174,6 +196,7 @@ impl<'a> Checker<'a> {
             names,
             order,
             layers,
+            positions,
         })
     }
 
@@ -183,6 +206,8 @@ impl<'a> Checker<'a> {
     /// Data that does not fit, or a model that cannot be run.
     pub fn run(&self) -> Result<CheckReport, Error> {
         let bar = progress::bar("check", self.data.len());
+        let sampler = self.sampler();
+        let mut said: Option<Vec<Sample>> = Some(Vec::new());
         let mut total: Option<Sums> = None;
         let mut samples = 0;
         for window in windows(self.data, rayon::current_num_threads()) {
@@ -191,7 +216,12 @@ impl<'a> Checker<'a> {
                 .par_iter()
                 .map(|b| self.batch(b))
                 .collect::<Result<Vec<_>, Error>>()?;
-            for part in parts {
+            for (part, own) in parts {
+                // Outputs that no sample can be judged by have no interval.
+                said = said.zip(own).map(|(mut all, own)| {
+                    all.extend(own);
+                    all
+                });
                 match &mut total {
                     Some(t) => t.merge(&part),
                     None => total = Some(part),
@@ -202,10 +232,24 @@ impl<'a> Checker<'a> {
         }
         bar.finish_and_clear();
         let total = total.ok_or_else(|| Error::usage("the evaluation data holds no samples"))?;
-        Ok(self.report(samples, &total))
+        let mut report = self.report(samples, &total);
+        let verdict = said.and_then(|all| sampler.verdict(&all).ok());
+        report.task.interval = verdict.map(|v| Interval {
+            lower: v.lower,
+            upper: v.upper,
+            confidence: v.confidence,
+        });
+        Ok(report)
     }
 
-    fn batch(&self, batch: &Batch) -> Result<Sums, Error> {
+    fn sampler(&self) -> Sampler<'_> {
+        Sampler {
+            labels: self.labels,
+            confidence: CONFIDENCE,
+        }
+    }
+
+    fn batch(&self, batch: &Batch) -> Result<(Sums, Option<Vec<Sample>>), Error> {
         let watch = batch.first_sample < LAYER_SAMPLES && !self.layers.is_empty();
         let [reference, candidate] = if watch { &self.watched } else { &self.quick };
         let mut layers = vec![Compare::default(); self.layers.len()];
@@ -238,7 +282,9 @@ impl<'a> Checker<'a> {
                 sums.labelled = Some([r.score(ids, per_position)?, c.score(ids, per_position)?]);
             }
         }
-        Ok(sums)
+        let paired: Vec<Tensor> = self.order.iter().map(|&i| candidate[i].clone()).collect();
+        let samples = self.sampler().samples_of(&reference, &paired, batch).ok();
+        Ok((sums, samples))
     }
 
     fn report(&self, samples: usize, total: &Sums) -> CheckReport {
@@ -252,11 +298,13 @@ impl<'a> Checker<'a> {
             .layers
             .iter()
             .zip(&total.layers)
-            .filter(|(_, c)| c.count > 0)
-            .map(|(value, c)| LayerReport {
+            .zip(&self.positions)
+            .filter(|((_, c), _)| c.count > 0)
+            .map(|((value, c), &position)| LayerReport {
                 value: value.clone(),
                 sqnr_db: finite(c.sqnr_db()),
                 cosine: c.cosine(),
+                position,
             })
             .collect();
         let rank = |l: &LayerReport| l.sqnr_db.unwrap_or(f64::INFINITY);
@@ -286,6 +334,20 @@ fn output_names(model: &Model) -> Vec<String> {
         .iter()
         .map(|&v| model.value(v).name.clone())
         .collect()
+}
+
+/// The places of the nodes that compute these values.
+fn positions(model: &Model, values: &[String]) -> Vec<usize> {
+    let nodes = model.main().nodes.iter().enumerate();
+    let places: BTreeMap<_, usize> = nodes.map(|(i, &n)| (n, i)).collect();
+    let known = model.values_by_name(Model::MAIN);
+    let place = |value: &String| {
+        let producer = known.get(value.as_str()).and_then(|&v| model.producer(v));
+        producer
+            .and_then(|(n, _)| places.get(&n).copied())
+            .unwrap_or(0)
+    };
+    values.iter().map(place).collect()
 }
 
 /// Values of the reference whose quantized form the candidate computes: name in the reference, name in the candidate.
@@ -468,6 +530,7 @@ fn task(total: &Sums) -> Task {
         candidate,
         drop,
         top5: None,
+        interval: None,
     };
     match &total.labelled {
         Some([Labelled::Classes(r, r5), Labelled::Classes(c, c5)]) => {

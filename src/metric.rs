@@ -143,6 +143,7 @@ impl Metric {
         let a = self.judge(reference, reference_file, engine, data)?;
         let b = self.judge(candidate, None, engine, data)?;
         Ok(Task {
+            interval: None,
             metric: self.name.clone(),
             reference: a,
             candidate: b,

@@ -22,7 +22,7 @@ use crate::metric::Metric;
 use crate::mixed::auto::Mixed;
 use crate::optimize;
 use crate::pipeline::{Run, Watch};
-use crate::report::{self, Budget, Report, SettingsReport};
+use crate::report::{self, Budget, Report, SettingsReport, Sketch, summary};
 use crate::stages::{Calibrated, Checked, Loaded, Normalized, Planned, Rewritten};
 
 /// What is to be quantized, and how.
@@ -77,6 +77,15 @@ pub struct Quantized {
 }
 
 impl Quantized {
+    /// Takes in how the formats of the layers were chosen.
+    pub fn chosen_by(&mut self, mixed: Mixed, max_drop: Option<f64>) {
+        let drawn = report::mixed::figures(&mixed, max_drop);
+        let figures = &mut self.report.figures;
+        (figures.front, figures.sensitivity) = (drawn.front, drawn.sensitivity);
+        self.report.chosen.clone_from(&mixed.chosen.verdict);
+        self.mixed = Some(mixed);
+    }
+
     /// Whether the budget holds, or none was given.
     pub fn budget_holds(&self) -> bool {
         self.report.budget.as_ref().is_none_or(|b| b.held)
@@ -138,8 +147,10 @@ pub fn quantize(job: &Job, engine: &Arc<dyn Engine>, say: Say<'_>) -> Result<Qua
         planned.import_weights(encodings);
     }
     weigh(job, &mut planned, engine)?;
+    let sketch = Sketch::of(&planned);
     let rewritten = planned.rewrite()?;
     let mut report = report_of(job, &rewritten, samples)?;
+    report.figures = sketch.figures(&rewritten);
     report.calibration_skipped = skipped;
     let rewritten = if evaluation.is_some() || job.metric.is_some() {
         let checked = rewritten.check(engine, evaluation.as_ref(), job.metric.as_ref())?;
@@ -160,6 +171,7 @@ pub fn quantize(job: &Job, engine: &Arc<dyn Engine>, say: Say<'_>) -> Result<Qua
             drop: check.task.drop,
             held: check.task.drop <= max_drop,
         });
+        report.figures.network = summary::network(&check);
         report.check = Some(check);
         rewritten
     } else {
@@ -320,7 +332,7 @@ pub(crate) fn calibrate(
 fn report_of(job: &Job, rewritten: &Rewritten, samples: usize) -> Result<Report, Error> {
     let plan = rewritten.plan();
     Ok(Report {
-        tool: concat!("onnx-quant ", env!("CARGO_PKG_VERSION")).to_owned(),
+        tool: report::TOOL.to_owned(),
         model: job.model.display().to_string(),
         output: None,
         not_written: None,
@@ -339,6 +351,8 @@ fn report_of(job: &Job, rewritten: &Rewritten, samples: usize) -> Result<Report,
         skips: report::skip_rows(&rewritten.carried.run.cx),
         check: None,
         budget: None,
+        chosen: None,
+        figures: Default::default(),
     })
 }
 

@@ -1,4 +1,19 @@
 //! What a quantization did, as data: for `--json`, for `--report`, and for the tables of the command line.
+//!
+//! [`Report`] is the data. [`summary`] makes a [`document::Document`] of it, which is written as text ([`text`]) or as a
+//! page ([`html`]); what is drawn are [`figures`].
+
+pub mod document;
+pub mod figures;
+mod graph;
+#[cfg(feature = "html")]
+pub mod html;
+pub mod mixed;
+mod palette;
+pub mod summary;
+mod tensors;
+pub mod text;
+pub(crate) mod words;
 
 use onnx_quant_ir::pass::PassContext;
 use onnx_quant_ir::{DataType, Model};
@@ -7,6 +22,11 @@ use serde::Serialize;
 
 use crate::check::CheckReport;
 use crate::inspect;
+use crate::stages::{Planned, Rewritten};
+use figures::{Figures, TensorHistogram};
+
+/// Program and version.
+pub(crate) const TOOL: &str = concat!("onnx-quant ", env!("CARGO_PKG_VERSION"));
 
 /// The report of one quantization.
 #[derive(Debug, Clone, Serialize)]
@@ -43,6 +63,12 @@ pub struct Report {
     pub check: Option<CheckReport>,
     /// The budget and whether it holds, where one was given.
     pub budget: Option<Budget>,
+    /// What the chosen formats lose on the evaluation data, with its interval, where formats were chosen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chosen: Option<crate::mixed::judge::Verdict>,
+    /// What is drawn.
+    #[serde(flatten)]
+    pub figures: Figures,
 }
 
 /// The settings that were in force.
@@ -240,4 +266,33 @@ pub fn float_reasons(plan: &PrecisionPlan) -> Vec<(String, Vec<String>)> {
     }
     reasons.sort_by(|a, b| b.1.len().cmp(&a.1.len()).then_with(|| a.0.cmp(&b.0)));
     reasons
+}
+
+/// What is drawn of a plan before it is carried out, while weights are float.
+pub(crate) struct Sketch {
+    graph: figures::Picture,
+    weights: Vec<(onnx_quant_numerics::histogram::Histogram, TensorHistogram)>,
+}
+
+impl Sketch {
+    pub(crate) fn of(planned: &Planned) -> Self {
+        let plan = planned.plan();
+        Self {
+            graph: graph::picture(planned.model(), &plan),
+            weights: tensors::weights(&plan, planned.model()),
+        }
+    }
+
+    /// The figures of the quantized model.
+    pub(crate) fn figures(self, rewritten: &Rewritten) -> Figures {
+        let plan = rewritten.plan();
+        let mut histograms = tensors::activations(&plan, rewritten.carried.run.cx.get());
+        let (settings, model) = (&rewritten.settings, rewritten.model());
+        histograms.extend(tensors::clipped(self.weights, &plan, settings, model));
+        Figures {
+            histograms,
+            graph: Some(self.graph),
+            ..Figures::default()
+        }
+    }
 }

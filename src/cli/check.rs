@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use onnx_quant::check::engines::{EngineReport, agree};
 use onnx_quant::quantize::Evaluation;
+use onnx_quant::report::{Budget, summary};
 use onnx_quant::stages::compare;
 use serde::Serialize;
 
@@ -46,6 +47,9 @@ pub(crate) struct Args {
     /// The largest drop that is allowed, `1%` or `0.01`: exit code 1 beyond
     #[arg(long, value_name = "DROP", value_parser = super::quantize::parse_share)]
     max_drop: Option<f64>,
+    /// Write the comparison: a page for browsers (.html), text (.txt), or JSON (any other name)
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
     /// How many of the worst layers are shown
     #[arg(long, value_name = "N", default_value_t = 10)]
     layers: usize,
@@ -53,19 +57,33 @@ pub(crate) struct Args {
 
 #[derive(Serialize)]
 struct Answer<'a> {
-    reference: String,
-    candidate: String,
+    reference: &'a str,
+    candidate: &'a str,
     #[serde(flatten)]
     check: &'a onnx_quant::check::CheckReport,
     /// Each model on both runtimes, with `--engine both`.
     engines: &'a [EngineReport],
-    notes: Vec<String>,
+    notes: &'a [String],
     max_drop: Option<f64>,
     held: Option<bool>,
 }
 
 /// Runs the command.
 pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
+    if let Some(path) = &args.report {
+        let inputs = [
+            Some(&args.reference),
+            Some(&args.candidate),
+            args.eval.as_ref(),
+        ];
+        let inputs: Vec<&PathBuf> = inputs
+            .into_iter()
+            .chain([args.labels.as_ref()])
+            .flatten()
+            .collect();
+        super::check_output(path, &inputs)?;
+        super::report::check(path)?;
+    }
     let reference = super::load(&args.reference)?;
     let candidate = super::load(&args.candidate)?;
     let metric = args.metric.metric()?;
@@ -98,20 +116,33 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
     }
     let notes = evaluation.map_or_else(Vec::new, |e| e.notes());
     let held = args.max_drop.map(|m| check.task.drop <= m);
-    if global.json {
-        output::json(&Answer {
-            reference: args.reference.display().to_string(),
-            candidate: args.candidate.display().to_string(),
-            check: &check,
-            engines: &engines,
-            notes,
-            max_drop: args.max_drop,
+    let [reference, candidate] =
+        [&args.reference, &args.candidate].map(|p| p.display().to_string());
+    let answer = Answer {
+        reference: &reference,
+        candidate: &candidate,
+        check: &check,
+        engines: &engines,
+        notes: &notes,
+        max_drop: args.max_drop,
+        held,
+    };
+    if let Some(path) = &args.report {
+        let budget = args.max_drop.zip(held).map(|(max_drop, held)| Budget {
+            max_drop,
+            drop: check.task.drop,
             held,
-        })?;
+        });
+        let models = [reference.as_str(), candidate.as_str()];
+        let document = summary::of_check(models, &check, budget.as_ref(), &notes);
+        super::report::write(path, &document, &answer)?;
+    }
+    if global.json {
+        output::json(&answer)?;
     } else {
         let mut text = output::check_text(&check, args.layers);
         text.push_str(&output::engines_text(&engines));
-        for note in notes {
+        for note in &notes {
             text.push_str(&format!("note: {note}\n"));
         }
         if let (Some(held), Some(max)) = (held, args.max_drop) {

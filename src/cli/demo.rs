@@ -78,9 +78,15 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
     let written = save::save(&done.model, &out, job.external)?;
     done.report.output = Some(out.display().to_string());
     done.report.size.after_bytes = written.model_bytes;
-    let report_file = at("report.json");
-    let json = serde_json::to_string_pretty(&done.report)?;
-    save::write_atomically(&report_file, |f| f.write_all(json.as_bytes()))?;
+    let document = report::summary::of_quantization(&done.report);
+    let page = if cfg!(feature = "html") {
+        "report.html"
+    } else {
+        "report.txt"
+    };
+    for name in ["report.json", page] {
+        super::report::write(&at(name), &document, &done.report)?;
+    }
     let holds = done.budget_holds();
     if global.json {
         output::json(&Answer {
@@ -98,7 +104,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
         text.push_str(&format!(
             "written     {}\nreport      {}\n",
             out.display(),
-            report_file.display()
+            at(page).display()
         ));
         text.push_str(&format!(
             "\nNext: onnx-quant inspect {}\n      onnx-quant diff {} {}\n",

@@ -17,11 +17,13 @@ use onnx_quant::numerics::observer::Calibrator;
 use onnx_quant::passes::settings::{QuantSettings, Selection};
 use onnx_quant::passes::target::Given;
 use onnx_quant::quantize::Job;
+use onnx_quant::report;
 use serde::Serialize;
 
 use super::data_args::DataArgs;
 use super::engine_args::EngineArgs;
 use super::quantize::parse_share;
+use super::report as report_file;
 use super::size::parse_size;
 use super::storage::StorageArgs;
 use super::target::TargetArgs;
@@ -215,6 +217,9 @@ pub(crate) struct AnalyzeArgs {
     /// Where the sensitivities go
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
+    /// Write what was found: a page for browsers (.html), text (.txt), or JSON (any other name)
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
     /// Calibration data; without it only weights are looked at
     #[arg(long, value_name = "DATA")]
     calib: Option<PathBuf>,
@@ -286,10 +291,9 @@ pub(crate) fn analyze(args: &AnalyzeArgs, global: &Global) -> anyhow::Result<Out
     if !args.model.exists() {
         bail!("{} does not exist", args.model.display());
     }
-    check_output(
-        &args.output,
-        &inputs.into_iter().flatten().collect::<Vec<_>>(),
-    )?;
+    let inputs: Vec<&PathBuf> = inputs.into_iter().flatten().collect();
+    check_output(&args.output, &inputs)?;
+    report_file::check_with(args.report.as_ref(), &args.output, &inputs)?;
     let job = args.job(global)?;
     let mut say = |line: String| {
         if global.talks() {
@@ -309,6 +313,9 @@ pub(crate) fn analyze(args: &AnalyzeArgs, global: &Global) -> anyhow::Result<Out
     let found = auto::sensitivities(&job, &ready, &measure, &engine, &mut say)?;
     let text = found.to_text()?;
     save::write_atomically(&args.output, |f| f.write_all(text.as_bytes()))?;
+    if let Some(path) = &args.report {
+        report_file::write(path, &report::mixed::of_analysis(&found), &found)?;
+    }
     if global.json {
         output::json(&found)?;
     } else {
@@ -362,6 +369,9 @@ pub(crate) struct AssignArgs {
     /// Where the plan goes (TOML)
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
+    /// Write what was chosen: a page for browsers (.html), text (.txt), or JSON (any other name)
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
     /// Formats to choose from [default: all that were measured]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     candidates: Vec<Candidate>,
@@ -407,6 +417,7 @@ pub(crate) fn assign(args: &AssignArgs, global: &Global) -> anyhow::Result<Outco
     let mut inputs = vec![&model, &args.sensitivity];
     inputs.extend(args.eval.iter().chain(&args.labels));
     check_output(&args.output, &inputs)?;
+    report_file::check_with(args.report.as_ref(), &args.output, &inputs)?;
     let (evaluation, labels) = match &args.eval {
         Some(path) => (Some(args.data.spec(path, global)), args.labels.clone()),
         None if args.max_drop.is_some() => found.judged_on()?,
@@ -433,7 +444,7 @@ pub(crate) fn assign(args: &AssignArgs, global: &Global) -> anyhow::Result<Outco
         let text = plan_file::write(ready.float(), &built.settings, &built.plan, &remarks)?;
         save::write_atomically(&args.output, |f| f.write_all(text.as_bytes()))?;
     }
-    show(&chosen, args, global)?;
+    show(&chosen, &found, args, global)?;
     Ok(if chosen.failure.is_some() {
         Outcome::CheckFailed
     } else {
@@ -441,24 +452,30 @@ pub(crate) fn assign(args: &AssignArgs, global: &Global) -> anyhow::Result<Outco
     })
 }
 
-fn show(chosen: &Chosen, args: &AssignArgs, global: &Global) -> anyhow::Result<()> {
+fn show(
+    chosen: &Chosen,
+    found: &Sensitivity,
+    args: &AssignArgs,
+    global: &Global,
+) -> anyhow::Result<()> {
     let path = args.output.display().to_string();
+    let formats = chosen.formats.iter();
+    let answer = Assigned {
+        output: chosen.built.as_ref().map(|_| path.clone()),
+        failure: chosen.failure.as_ref(),
+        bytes: chosen.built.as_ref().map(|b| b.bytes),
+        loss: chosen.built.as_ref().map(|b| b.assignment.loss),
+        bops: chosen.built.as_ref().map(|b| b.assignment.bops),
+        verdict: &chosen.verdict,
+        formats: formats.map(|(l, f)| (l.as_str(), f.as_str())).collect(),
+        front: &chosen.front,
+    };
+    let document = report::mixed::of_assignment(found, chosen, args.max_drop);
+    if let Some(file) = &args.report {
+        report_file::write(file, &document, &answer)?;
+    }
     if global.json {
-        let formats = chosen
-            .formats
-            .iter()
-            .map(|(l, f)| (l.as_str(), f.as_str()))
-            .collect();
-        return output::json(&Assigned {
-            output: chosen.built.as_ref().map(|_| path),
-            failure: chosen.failure.as_ref(),
-            bytes: chosen.built.as_ref().map(|b| b.bytes),
-            loss: chosen.built.as_ref().map(|b| b.assignment.loss),
-            bops: chosen.built.as_ref().map(|b| b.assignment.bops),
-            verdict: &chosen.verdict,
-            formats,
-            front: &chosen.front,
-        });
+        return output::json(&answer);
     }
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     chosen
@@ -479,6 +496,10 @@ fn show(chosen: &Chosen, args: &AssignArgs, global: &Global) -> anyhow::Result<(
         text.push_str(&said(v));
         text.push('\n');
     }
+    text.push_str(&report::text::figures(
+        &document,
+        report::text::Detail::Short,
+    ));
     match &chosen.failure {
         Some(why) => text.push_str(&format!("not written: {why}\n")),
         None => text.push_str(&format!("written     {path}\n")),

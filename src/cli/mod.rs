@@ -37,6 +37,7 @@ mod output;
 mod passes;
 mod plan;
 mod quantize;
+mod report;
 mod rewrite;
 mod run;
 #[cfg(feature = "cli")]

@@ -8,6 +8,8 @@ use onnx_quant::check::engines::EngineReport;
 use onnx_quant::report::Report;
 use serde::Serialize;
 
+pub(crate) use crate::report::words::{bytes, decibels, short, table};
+
 /// Prints text.
 pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
@@ -22,78 +24,6 @@ pub(crate) fn print(text: &str) -> anyhow::Result<()> {
 /// Prints one JSON document.
 pub(crate) fn json<T: Serialize>(value: &T) -> anyhow::Result<()> {
     print(&serde_json::to_string_pretty(value)?)
-}
-
-/// A table with aligned columns; the first row is the head. Columns of numbers are aligned to the right.
-pub(crate) fn table(rows: &[Vec<String>]) -> String {
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width: Vec<usize> = (0..columns)
-        .map(|c| {
-            rows.iter()
-                .filter_map(|r| r.get(c))
-                .map(|s| s.chars().count())
-                .max()
-                .unwrap_or(0)
-        })
-        .collect();
-    let numeric: Vec<bool> = (0..columns)
-        .map(|c| {
-            rows.len() > 1
-                && rows[1..].iter().filter_map(|r| r.get(c)).all(|s| {
-                    s.chars()
-                        .next()
-                        .is_none_or(|x| x.is_ascii_digit() || "-+∞".contains(x))
-                })
-        })
-        .collect();
-    let mut out = String::new();
-    for row in rows {
-        let mut line = String::from("  ");
-        for (c, cell) in row.iter().enumerate() {
-            let pad = " ".repeat(width[c] - cell.chars().count());
-            if numeric[c] {
-                line.push_str(&pad);
-                line.push_str(cell);
-            } else {
-                line.push_str(cell);
-                line.push_str(&pad);
-            }
-            line.push_str("  ");
-        }
-        let _ = writeln!(out, "{}", line.trim_end());
-    }
-    out
-}
-
-/// Bytes in the unit that people read.
-pub(crate) fn bytes(n: u64) -> String {
-    match n {
-        0..10_000 => format!("{n} B"),
-        10_000..10_000_000 => format!("{:.1} kB", n as f64 / 1e3),
-        10_000_000..10_000_000_000 => format!("{:.1} MB", n as f64 / 1e6),
-        _ => format!("{:.2} GB", n as f64 / 1e9),
-    }
-}
-
-/// A ratio in decibels; `equal` without noise.
-pub(crate) fn decibels(x: Option<f64>) -> String {
-    x.map_or("equal".to_owned(), |v| format!("{v:.1}"))
-}
-
-/// A name that fits a table: long ones lose their middle.
-pub(crate) fn short(name: &str) -> String {
-    const LIMIT: usize = 56;
-    let chars: Vec<char> = name.chars().collect();
-    if chars.len() <= LIMIT {
-        return name.to_owned();
-    }
-    let half = (LIMIT - 1) / 2;
-    let (head, tail) = (&chars[..half], &chars[chars.len() - half..]);
-    format!(
-        "{}…{}",
-        head.iter().collect::<String>(),
-        tail.iter().collect::<String>()
-    )
 }
 
 /// A drop from which the check speaks up even where no budget was given.

@@ -6,6 +6,7 @@ use anyhow::{Context, bail};
 use onnx_quant::data::DataSpec;
 use onnx_quant::ir::save::{self, ExternalData};
 use onnx_quant::metadata::Metadata;
+use onnx_quant::mixed::auto::Mixed;
 use onnx_quant::numerics::format::{Format, Scheme};
 use onnx_quant::numerics::observer::Calibrator;
 use onnx_quant::passes::plan::PrecisionPlan;
@@ -23,6 +24,7 @@ use super::layer::LayerArgs;
 use super::metric::MetricArgs;
 use super::mixed::AutoArgs;
 use super::plan::PlanArgs;
+use super::report as report_file;
 use super::storage::{ActivationFormat, FloatArgs, StorageArgs, parse_activations, parse_weights};
 use super::target::TargetArgs;
 use super::{Global, Outcome, check_output, optimize, output};
@@ -75,7 +77,7 @@ pub(crate) struct Args {
     /// Write the model even if the budget is exceeded
     #[arg(long)]
     force: bool,
-    /// Write the whole report as JSON
+    /// Write the whole report: a page for browsers (.html), text (.txt), or JSON (any other name)
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
     /// Format of the weights, BASE[:GRANULARITY]; `onnx-quant formats` lists them [default: int8:channel]
@@ -246,6 +248,9 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
             bail!("{option} and --output are the same file");
         }
     }
+    if let Some(path) = &args.report {
+        report_file::check(path)?;
+    }
     let mut job = args.job(global)?;
     let plan = args.plan.open(&args.model)?;
     if let Some(plan) = &plan {
@@ -259,19 +264,16 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
     };
     let engine = args.engine.engine()?;
     let mixed = args.auto.apply(&mut job, &engine, &mut say)?;
-    if let Some(failure) = mixed.as_ref().and_then(|m| m.chosen.failure.as_ref()) {
-        if global.json {
-            output::json(&serde_json::json!({ "not_written": failure }))?;
-        } else {
-            output::print(&format!("not written: {failure}\n"))?;
-        }
-        return Ok(Outcome::CheckFailed);
+    if let Some(m) = mixed.as_ref().filter(|m| m.chosen.failure.is_some()) {
+        return no_plan(m, args, global, job.max_drop);
     }
     if job.settings.dynamic && job.calibration.take().is_some() {
         say("calibrate   --calib is not used: --dynamic finds ranges at run time".to_owned());
     }
     let mut done = quantize(&job, &engine, &mut say)?;
-    done.mixed = mixed;
+    if let Some(mixed) = mixed {
+        done.chosen_by(mixed, job.max_drop);
+    }
     if let Some(plan) = &plan {
         plan.check_done(&done.plan)?;
     }
@@ -296,8 +298,8 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
     }
     args.plan.save(&done)?;
     if let Some(path) = &args.report {
-        let text = serde_json::to_string_pretty(&done.report)?;
-        save::write_atomically(path, |f| f.write_all(text.as_bytes()))?;
+        let document = report::summary::of_quantization(&done.report);
+        report_file::write(path, &document, &done.report)?;
     }
     show(&done, args, global)?;
     Ok(if holds {
@@ -305,6 +307,33 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
     } else {
         Outcome::CheckFailed
     })
+}
+
+/// Says why no choice of formats holds the budget.
+fn no_plan(
+    mixed: &Mixed,
+    args: &Args,
+    global: &Global,
+    max_drop: Option<f64>,
+) -> anyhow::Result<Outcome> {
+    let (found, chosen) = (&mixed.sensitivity, &mixed.chosen);
+    let document = report::mixed::of_assignment(found, chosen, max_drop);
+    let failure = chosen.failure.as_deref().unwrap_or_default();
+    let answer = serde_json::json!({
+        "not_written": failure,
+        "front": document.figures.front,
+        "sensitivity": document.figures.sensitivity,
+    });
+    if let Some(path) = &args.report {
+        report_file::write(path, &document, &answer)?;
+    }
+    if global.json {
+        output::json(&answer)?;
+    } else {
+        let figures = report::text::figures(&document, report::text::Detail::Short);
+        output::print(&format!("{figures}not written: {failure}\n"))?;
+    }
+    Ok(Outcome::CheckFailed)
 }
 
 /// Writes into the model with which options it was made.
@@ -331,6 +360,11 @@ fn show(done: &Quantized, args: &Args, global: &Global) -> anyhow::Result<()> {
         .cloned()
         .unwrap_or_default();
     let mut text = output::report_text(&done.report, &report::float_reasons(&plan));
+    let document = report::summary::of_quantization(&done.report);
+    text.push_str(&report::text::figures(
+        &document,
+        report::text::Detail::Short,
+    ));
     if let Some(b) = &done.report.budget {
         let verdict = if b.held { "holds" } else { "EXCEEDED" };
         text.push_str(&format!(

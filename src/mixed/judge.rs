@@ -39,7 +39,7 @@ pub struct Verdict {
 
 /// What one sample says of two models.
 #[derive(Debug, Clone)]
-enum Sample {
+pub(crate) enum Sample {
     /// Whether each is right.
     Right(bool, bool),
     /// Sums of negative log likelihoods, and targets.
@@ -53,9 +53,17 @@ pub struct Judge<'a> {
     engine: &'a Arc<dyn Engine>,
     reference: Prepared,
     data: &'a DataSet,
-    labels: Option<&'a Labels>,
-    confidence: f64,
+    sampler: Sampler<'a>,
     kept: Mutex<Kept>,
+}
+
+/// What samples say of two models, and what all of them say together.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sampler<'a> {
+    /// Labels, where there are any.
+    pub(crate) labels: Option<&'a Labels>,
+    /// The confidence of each end of the interval.
+    pub(crate) confidence: f64,
 }
 
 /// Outputs of the float model, by the first sample of their batch.
@@ -82,8 +90,7 @@ impl<'a> Judge<'a> {
             engine,
             reference,
             data,
-            labels,
-            confidence,
+            sampler: Sampler { labels, confidence },
             kept: Mutex::default(),
         }
     }
@@ -106,12 +113,12 @@ impl<'a> Judge<'a> {
                 .map(|b| {
                     let r = self.reference(b)?;
                     let c = candidate.run(self.data, b, None)?;
-                    self.samples_of(&r, &c, b)
+                    self.sampler.samples_of(&r, &c, b)
                 })
                 .collect::<Result<Vec<_>, Error>>()?;
             all.extend(parts.into_iter().flatten());
         }
-        self.verdict(&all)
+        self.sampler.verdict(&all)
     }
 
     /// The outputs of the float model, which are kept while they are few.
@@ -130,8 +137,19 @@ impl<'a> Judge<'a> {
         }
         Ok(outputs)
     }
+}
 
-    fn samples_of(&self, r: &[Tensor], c: &[Tensor], batch: &Batch) -> Result<Vec<Sample>, Error> {
+impl Sampler<'_> {
+    /// The samples of a batch, by the outputs of both models.
+    ///
+    /// # Errors
+    /// Outputs that cannot be compared.
+    pub(crate) fn samples_of(
+        &self,
+        r: &[Tensor],
+        c: &[Tensor],
+        batch: &Batch,
+    ) -> Result<Vec<Sample>, Error> {
         let [Some(first), Some(other)] = [r.first(), c.first()] else {
             return Err(Error::usage("the model has no output to judge"));
         };
@@ -185,7 +203,11 @@ impl<'a> Judge<'a> {
         Ok(samples)
     }
 
-    fn verdict(&self, all: &[Sample]) -> Result<Verdict, Error> {
+    /// The metric of both models, and what is lost.
+    ///
+    /// # Errors
+    /// No samples.
+    pub(crate) fn verdict(&self, all: &[Sample]) -> Result<Verdict, Error> {
         let n = all.len();
         let (metric, reference, candidate, drop, interval) = match all.first() {
             None => return Err(Error::usage("the evaluation data holds no samples")),

@@ -200,7 +200,7 @@ fn check_compares_any_two_models() {
 
 /// A net that cannot bear one scale for its input: a feature that nothing needs is a million times larger than the
 /// two that decide.
-fn fragile() -> Sandbox {
+pub(super) fn fragile() -> Sandbox {
     let dir = Sandbox::new();
     dir.model(
         "net.onnx",
@@ -221,7 +221,7 @@ fn fragile() -> Sandbox {
     dir
 }
 
-const FRAGILE: &str =
+pub(super) const FRAGILE: &str =
     "quantize net.onnx --calib data.npz --eval data.npz --min-activation-sqnr=-1000 -o q.onnx";
 
 #[test]

@@ -13,5 +13,6 @@ mod formats;
 mod mixed;
 mod optimize;
 mod readme;
+mod report;
 mod sandbox;
 mod text;

@@ -1,0 +1,129 @@
+//! One colour for each format, the same in every chart.
+
+use std::str::FromStr as _;
+
+use onnx_quant_numerics::format::Format;
+
+use super::figures::Figures;
+
+/// Colours for formats; further formats share the last.
+const COLOURS: usize = 8;
+
+/// What runs in float.
+pub(crate) const FLOAT: &str = "float";
+/// What moves quantized values, or is merged into the operator before it.
+pub(crate) const FOLLOWS: &str = "follows";
+
+/// The formats of a report, each with its number: 0 is float, 1 to 8 are formats, 9 follows its neighbours, 10 is an
+/// input or an output.
+pub(crate) struct Palette {
+    formats: Vec<String>,
+}
+
+/// `WEIGHTS/ACTIVATIONS` for reports, of an operator without weights `ACTIVATIONS`; float where nothing is quantized.
+pub(crate) fn label(weights: Option<&str>, activations: Option<&str>) -> String {
+    match (weights, activations) {
+        (None, None) => FLOAT.to_owned(),
+        (None, Some(a)) => a.to_owned(),
+        (Some(w), a) => format!("{w}/{}", a.unwrap_or("none")),
+    }
+}
+
+/// The name of a format as reports give it.
+pub(crate) fn named(format: &str) -> &str {
+    if format == "fp32/none" { FLOAT } else { format }
+}
+
+/// Bits of weights and activations; 32 for float.
+fn bits(format: &str) -> (u32, u32) {
+    let of = |text: &str| Format::from_str(text).map_or(32, |f| f.base.info().bits);
+    let (weights, activations) = format.split_once('/').unwrap_or((format, "none"));
+    (of(weights), of(activations))
+}
+
+impl Palette {
+    /// The formats that stand in the figures, those of most bits first.
+    pub(crate) fn of(figures: &Figures) -> Self {
+        let graph = figures.graph.iter().flat_map(|g| &g.nodes);
+        let layers = figures.sensitivity.iter().flat_map(|s| &s.layers);
+        let mut formats: Vec<String> = graph
+            .map(|n| n.format.as_str())
+            .chain(layers.filter_map(|l| l.chosen.as_deref()))
+            .map(|f| named(f).to_owned())
+            .filter(|f| !f.is_empty() && f != FLOAT && f != FOLLOWS)
+            .collect();
+        formats.sort_by(|a, b| bits(b).cmp(&bits(a)).then_with(|| a.cmp(b)));
+        formats.dedup();
+        Self { formats }
+    }
+
+    /// The number of a format's colour.
+    pub(crate) fn number(&self, format: &str) -> usize {
+        match named(format) {
+            FLOAT => 0,
+            FOLLOWS => COLOURS + 1,
+            "" => COLOURS + 2,
+            f => {
+                let found = self.formats.iter().position(|g| g == f);
+                found.map_or(COLOURS, |i| i + 1).min(COLOURS)
+            }
+        }
+    }
+
+    /// Number and name of each colour among these formats, in order.
+    pub(crate) fn legend<'a>(&self, used: impl Iterator<Item = &'a str>) -> Vec<(usize, String)> {
+        let mut found: Vec<(usize, String)> = Vec::new();
+        for format in used.map(named) {
+            let number = self.number(format);
+            match found.iter_mut().find(|(n, _)| *n == number) {
+                Some((_, text)) if text.split(", ").any(|t| t == format) => {}
+                Some((_, text)) => *text = format!("{text}, {format}"),
+                None => found.push((number, format.to_owned())),
+            }
+        }
+        found.retain(|(n, _)| *n <= COLOURS + 1);
+        // Float and what follows stand last.
+        found.sort_by_key(|(n, _)| (*n == 0, *n));
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::figures::{Picture, Vertex};
+    use super::*;
+
+    #[test]
+    fn formats_of_many_bits_come_first_and_float_is_grey() {
+        let node = |format: &str| Vertex {
+            format: format.to_owned(),
+            ..Vertex::default()
+        };
+        let formats = [
+            "int4:block32/none",
+            "float",
+            "int8:channel/uint8",
+            "follows",
+        ];
+        let figures = Figures {
+            graph: Some(Picture {
+                nodes: formats.map(node).to_vec(),
+                ..Picture::default()
+            }),
+            ..Figures::default()
+        };
+        let palette = Palette::of(&figures);
+        assert_eq!(formats.map(|f| palette.number(f)), [2, 0, 1, 9]);
+        let legend = palette.legend(formats.into_iter());
+        let names: Vec<&str> = legend.iter().map(|(_, n)| n.as_str()).collect();
+        assert_eq!(
+            names,
+            [
+                "int8:channel/uint8",
+                "int4:block32/none",
+                "follows",
+                "float"
+            ]
+        );
+    }
+}
