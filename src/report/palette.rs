@@ -2,7 +2,7 @@
 
 use std::str::FromStr as _;
 
-use onnx_quant_numerics::format::Format;
+use onnx_quant_numerics::format::{Format, Granularity};
 
 use super::figures::Figures;
 
@@ -34,6 +34,18 @@ pub(crate) fn named(format: &str) -> &str {
     if format == "fp32/none" { FLOAT } else { format }
 }
 
+/// A name with what it leaves open: `int8/uint8:tensor` and `int8:channel/uint8` are one format.
+fn canonical(format: &str) -> String {
+    let Some((weights, activations)) = named(format).split_once('/') else {
+        return named(format).to_owned();
+    };
+    let open = Format::from_str(weights)
+        .is_ok_and(|f| f.granularity(Granularity::Tensor) != f.granularity(Granularity::Channel));
+    let channel = if open { ":channel" } else { "" };
+    let activations = activations.split(':').next().unwrap_or(activations);
+    format!("{weights}{channel}/{activations}")
+}
+
 /// Bits of weights and activations; 32 for float.
 fn bits(format: &str) -> (u32, u32) {
     let of = |text: &str| Format::from_str(text).map_or(32, |f| f.base.info().bits);
@@ -49,7 +61,7 @@ impl Palette {
         let mut formats: Vec<String> = graph
             .map(|n| n.format.as_str())
             .chain(layers.filter_map(|l| l.chosen.as_deref()))
-            .map(|f| named(f).to_owned())
+            .map(canonical)
             .filter(|f| !f.is_empty() && f != FLOAT && f != FOLLOWS)
             .collect();
         formats.sort_by(|a, b| bits(b).cmp(&bits(a)).then_with(|| a.cmp(b)));
@@ -59,7 +71,7 @@ impl Palette {
 
     /// The number of a format's colour.
     pub(crate) fn number(&self, format: &str) -> usize {
-        match named(format) {
+        match canonical(format).as_str() {
             FLOAT => 0,
             FOLLOWS => COLOURS + 1,
             "" => COLOURS + 2,
@@ -73,12 +85,12 @@ impl Palette {
     /// Number and name of each colour among these formats, in order.
     pub(crate) fn legend<'a>(&self, used: impl Iterator<Item = &'a str>) -> Vec<(usize, String)> {
         let mut found: Vec<(usize, String)> = Vec::new();
-        for format in used.map(named) {
-            let number = self.number(format);
+        for format in used.map(canonical) {
+            let number = self.number(&format);
             match found.iter_mut().find(|(n, _)| *n == number) {
                 Some((_, text)) if text.split(", ").any(|t| t == format) => {}
                 Some((_, text)) => *text = format!("{text}, {format}"),
-                None => found.push((number, format.to_owned())),
+                None => found.push((number, format)),
             }
         }
         found.retain(|(n, _)| *n <= COLOURS + 1);
@@ -92,6 +104,26 @@ impl Palette {
 mod tests {
     use super::super::figures::{Picture, Vertex};
     use super::*;
+
+    #[test]
+    fn what_a_name_leaves_open_is_filled_in() {
+        let names = [
+            "int8/uint8:tensor",
+            "fp32/none",
+            "fp16/none",
+            "uint8",
+            "int4:block32/uint8",
+        ];
+        let found = names.map(canonical);
+        let want = [
+            "int8:channel/uint8",
+            "float",
+            "fp16/none",
+            "uint8",
+            "int4:block32/uint8",
+        ];
+        assert_eq!(found, want);
+    }
 
     #[test]
     fn formats_of_many_bits_come_first_and_float_is_grey() {
