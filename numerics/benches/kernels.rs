@@ -10,6 +10,7 @@ use onnx_quant_numerics::entropy::{Coder, encode};
 use onnx_quant_numerics::format::{Base, Scheme};
 use onnx_quant_numerics::histogram::Histogram;
 use onnx_quant_numerics::kmeans;
+use onnx_quant_numerics::knapsack::{Choice, least_loss};
 use onnx_quant_numerics::metrics::Compare;
 use onnx_quant_numerics::minmax::min_max;
 use onnx_quant_numerics::observer::{Calibrator, range};
@@ -208,4 +209,21 @@ fn entropy_code(bencher: Bencher, coder: &Coder) {
     bencher
         .counter(ItemsCount::new(codes.len()))
         .bench_local(|| encode(black_box(&codes), *coder));
+}
+
+/// A choice among eight formats for each of 1000 layers, within the bytes of 4 bits a weight.
+#[divan::bench]
+fn least_loss_of_1000_layers(bencher: Bencher) {
+    let noise = values(1000, false);
+    let class = |x: &f32| {
+        let weights = 1000.0 + f64::from(x.abs()) * 1e6;
+        let choice = |bits: u32| Choice {
+            cost: (weights * f64::from(bits) / 8.0) as u64 + 64,
+            loss: f64::from(x.abs() * 256.0).exp2().min(1e9) * (-1.4 * f64::from(bits)).exp(),
+        };
+        [2, 3, 4, 5, 6, 8, 16, 32].map(choice).to_vec()
+    };
+    let classes: Vec<Vec<Choice>> = noise.iter().map(class).collect();
+    let budget = classes.iter().map(|c| c[2].cost).sum();
+    bencher.bench(|| least_loss(black_box(&classes), budget));
 }

@@ -140,6 +140,14 @@ pub fn analyze(
         labels: subject.label_file.clone(),
     };
     for (site, layer) in sites.iter().zip(found.layers) {
+        if !layer.there {
+            let reason =
+                "is decided by the shapes of the inputs: it gets the format of the settings";
+            result
+                .unmeasured
+                .insert(site.key.clone(), reason.to_owned());
+            continue;
+        }
         let formats: Vec<Measured> = layer.formats;
         result.layers.push(Layer {
             name: site.key.clone(),

@@ -303,7 +303,12 @@ impl Problem {
                 name,
                 Some(choice(c.weights)),
                 choice(c.activations),
-                "mixed precision: float is the best choice under the budget",
+                match c.weights {
+                    None => "mixed precision: float is the best choice under the budget",
+                    Some(_) => {
+                        "mixed precision: its activation in float is the best choice under the budget"
+                    }
+                },
             ));
         }
         // An operator between layers has the format of its stream, and where no layer reads that, one of the others.

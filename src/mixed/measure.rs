@@ -43,6 +43,8 @@ pub(super) struct Found {
 /// What was found of a layer.
 #[derive(Default)]
 pub(super) struct FoundLayer {
+    /// Whether it is left of the model where the shapes of the inputs are known.
+    pub(super) there: bool,
     pub(super) macs: u64,
     pub(super) float_bytes: u64,
     pub(super) float_micros: Option<f64>,
@@ -339,6 +341,7 @@ impl Measuring<'_> {
         let mut found = FoundLayer::default();
         let piece = chunks.layers().remove(&index);
         if let Some(piece) = &piece {
+            found.there = true;
             let outputs = chunks.outputs_of(piece.at, &first.values);
             let values = outputs
                 .first()
