@@ -15,6 +15,7 @@ use onnx_quant::engine::TractEngine;
 use onnx_quant::ir::engine::{Engine, Request};
 use onnx_quant::ir::save::{self, ExternalData};
 use onnx_quant::ir::{Model, load};
+use onnx_quant::optimize::Options;
 use onnx_quant::passes::observation;
 use onnx_quant::passes::settings::QuantSettings;
 use onnx_quant::pipeline::{NORMALIZE, Run};
@@ -58,18 +59,26 @@ static FOLDER: LazyLock<tempfile::TempDir> =
 
 static CASES: LazyLock<Vec<Case>> = LazyLock::new(|| {
     let mut cases = vec![generated::case(FOLDER.path(), "100 MB")];
-    let zoo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/zoo/resnet8-cifar");
-    if zoo.exists() {
-        cases.push(Case {
-            name: "resnet8-cifar",
-            model: zoo.join("model.onnx"),
-            data: zoo.join("calib.npz"),
-        });
-    } else {
-        eprintln!("SKIPPED: resnet8-cifar, {} is absent", zoo.display());
-    }
+    cases.extend(of_the_zoo("resnet8-cifar"));
     cases
 });
+
+static RECOVERED: LazyLock<Option<Case>> = LazyLock::new(|| of_the_zoo("mobilenetv2-cifar"));
+
+fn of_the_zoo(name: &'static str) -> Option<Case> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../shared/zoo")
+        .join(name);
+    if !folder.exists() {
+        eprintln!("SKIPPED: {name}, {} is absent", folder.display());
+        return None;
+    }
+    Some(Case {
+        name,
+        model: folder.join("model.onnx"),
+        data: folder.join("calib.npz"),
+    })
+}
 
 fn cases() -> impl Iterator<Item = &'static Case> {
     CASES.iter()
@@ -150,6 +159,27 @@ fn f_quantize_weights(bencher: Bencher<'_, '_>, case: &Case) {
 #[divan::bench(args = cases(), sample_count = 5)]
 fn g_quantize(bencher: Bencher<'_, '_>, case: &Case) {
     bench_quantize(bencher, case, Some(case.data.as_path().into()));
+}
+
+/// Accuracy recovery of a depthwise net, on all its calibration samples; one run takes minutes.
+#[divan::bench(args = recovered(), sample_count = 1, sample_size = 1)]
+fn h_optimize_best(bencher: Bencher<'_, '_>, case: &Case) {
+    let optimize = Options {
+        methods: "best".parse().expect("it is a preset"),
+        ..Options::default()
+    };
+    let job = Job {
+        model: case.model.clone(),
+        calibration: Some(case.data.as_path().into()),
+        optimize,
+        ..Job::default()
+    };
+    bencher.bench(|| quantize(&job, &engine(), &mut |_| ()).expect("the model is quantized"));
+}
+
+/// `mobilenetv2-cifar` of the zoo.
+fn recovered() -> impl Iterator<Item = &'static Case> {
+    RECOVERED.iter()
 }
 
 fn bench_quantize(bencher: Bencher<'_, '_>, case: &Case, calibration: Option<DataSpec>) {

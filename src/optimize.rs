@@ -6,6 +6,7 @@
 //! [`WeightOverrides`](onnx_quant_passes::overrides::WeightOverrides) and
 //! [`BiasCorrections`](onnx_quant_passes::overrides::BiasCorrections).
 
+mod absorb;
 mod blocks;
 mod capture;
 mod driver;
@@ -16,11 +17,14 @@ mod prepare;
 mod smooth;
 mod store;
 mod submodel;
+mod tables;
+mod tasks;
 mod trial;
 
 pub use driver::{Outcome, optimize};
 pub use methods::{Method, Methods};
 pub use prepare::prepare;
+pub(crate) use tables::widen_tables;
 
 /// How the optimisation is done.
 #[derive(Debug, Clone)]

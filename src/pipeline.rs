@@ -30,7 +30,12 @@ pub const NORMALIZE: &[&str] = &[
 ];
 
 /// The passes of accuracy recovery that change the float model before it is calibrated, where they are asked for.
-pub const RECOVER: &[&str] = &["equalize_layers", "smooth_activations"];
+pub const RECOVER: &[&str] = &[
+    "equalize_layers",
+    "absorb_biases",
+    "split_channels",
+    "smooth_activations",
+];
 
 /// The passes that quantize, after calibration.
 pub const REWRITE: &[&str] = &[

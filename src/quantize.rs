@@ -32,7 +32,8 @@ pub struct Job {
     pub model: PathBuf,
     /// Calibration data; without it only weights are quantized.
     pub calibration: Option<DataSpec>,
-    /// Statistics that were gathered before, instead of calibration data.
+    /// Statistics that were gathered before, instead of those of the calibration data; that is then for
+    /// [`Job::optimize`] alone.
     pub statistics: Option<PathBuf>,
     /// Evaluation data.
     pub evaluation: Option<DataSpec>,
@@ -109,6 +110,11 @@ pub fn quantize(job: &Job, engine: &Arc<dyn Engine>, say: Say<'_>) -> Result<Qua
     if job.labels.is_some() && job.evaluation.is_none() {
         return Err(Error::usage(
             "--labels needs --eval: labels belong to evaluation data",
+        ));
+    }
+    if job.statistics.is_some() && job.calibration.is_some() && job.optimize.methods.is_empty() {
+        return Err(Error::usage(
+            "--stats and --calib both give the ranges of activations: leave one out, or give --optimize, which judges layers on the data of --calib",
         ));
     }
     let loaded = Loaded::open(&job.model)?
@@ -204,9 +210,9 @@ fn prepare(
     if methods.is_empty() {
         return Ok(normalized);
     }
-    if job.statistics.is_some() {
+    if job.statistics.is_some() && job.calibration.is_none() {
         return Err(Error::usage(format!(
-            "--optimize {methods} needs the calibration data itself: statistics do not say what layers compute; give --calib"
+            "--optimize {methods} needs the calibration data itself beside --stats: statistics do not say what layers compute; give --calib too"
         )));
     }
     let data = calibration_data(job, normalized.model())?;
@@ -220,7 +226,24 @@ fn prepare(
             "optimize    {methods} without calibration data: only equalization and scales of weights are done"
         ));
     }
-    normalized.recover(&job.settings, data.as_ref(), engine, &job.optimize)?;
+    let changing = methods.changing_the_model();
+    let mut options = job.optimize.clone();
+    if job.statistics.is_some() && !changing.is_empty() {
+        let names: Vec<&str> = changing.iter().map(|m| m.name()).collect();
+        let names = names.join(", ");
+        if !methods.is_preset() {
+            return Err(Error::usage(format!(
+                "--optimize {names} changes the float model, and --stats holds the ranges of the model as it is: leave out one of the two"
+            )));
+        }
+        let note = format!(
+            "optimize: {names} were left out: they change the float model, and --stats holds the ranges of the model as it is"
+        );
+        say(note.clone());
+        normalized.carried.notes.push(note);
+        options.methods = methods.clone().without(&changing);
+    }
+    normalized.recover(&job.settings, data.as_ref(), engine, &options)?;
     Ok(normalized)
 }
 

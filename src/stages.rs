@@ -41,6 +41,7 @@ use onnx_quant_ir::{Model, load};
 use onnx_quant_passes::assign_precision::wanted_statistics;
 use onnx_quant_passes::calibration::Calibration;
 use onnx_quant_passes::freeze_initializers::KeepInputs;
+use onnx_quant_passes::normals::ChannelNormals;
 use onnx_quant_passes::observation;
 use onnx_quant_passes::plan::{Precision, PrecisionPlan};
 use onnx_quant_passes::settings::QuantSettings;
@@ -53,6 +54,7 @@ use crate::extend::{Extensions, Stage};
 use crate::metadata::{self, Metadata};
 use crate::metric::Metric;
 use crate::observe;
+use crate::optimize;
 use crate::pipeline::{self, Run, Watch};
 use crate::quantize::{Evaluation, file_size};
 
@@ -251,10 +253,10 @@ impl Normalized {
         settings: &QuantSettings,
         data: Option<&DataSet>,
         engine: &Arc<dyn Engine>,
-        options: &crate::optimize::Options,
+        options: &optimize::Options,
     ) -> Result<(), Error> {
         let cx = &mut self.carried.run.cx;
-        crate::optimize::prepare(&mut self.model, settings, data, engine, options, cx)
+        optimize::prepare(&mut self.model, settings, data, engine, options, cx)
     }
 
     /// Takes statistics that were gathered before.
@@ -381,26 +383,19 @@ impl Planned {
         &mut self,
         data: Option<&DataSet>,
         engine: &Arc<dyn Engine>,
-        options: &crate::optimize::Options,
-    ) -> Result<crate::optimize::Outcome, Error> {
-        let plan = self.plan();
-        let outcome =
-            crate::optimize::optimize(&self.model, &plan, &self.settings, data, engine, options)?;
+        options: &optimize::Options,
+    ) -> Result<optimize::Outcome, Error> {
         let Carried { run, notes, .. } = &mut self.carried;
-        notes.extend(outcome.notes.iter().cloned());
         if let Some(plan) = run.cx.get_mut::<PrecisionPlan>() {
-            for (key, &scale) in &outcome.scales {
-                let activation = plan.activations.get_mut(key);
-                if let Some(params) = activation.and_then(|a| a.params.as_mut()) {
-                    params.scale = scale;
-                }
-            }
+            notes.extend(optimize::widen_tables(plan, &self.settings, options));
         }
-        run.cx.insert(outcome.overrides.clone());
-        run.cx.insert(outcome.corrections.clone());
-        for (subject, reason) in &outcome.skips {
-            notes.push(format!("optimize: `{subject}` was left as it is: {reason}"));
-        }
+        let plan = self.plan();
+        let normals = self.carried.run.cx.get::<ChannelNormals>().cloned();
+        let known = (data, &normals.unwrap_or_default());
+        let outcome =
+            optimize::optimize(&self.model, &plan, &self.settings, known, engine, options)?;
+        let Carried { run, notes, .. } = &mut self.carried;
+        notes.extend(outcome.store(&mut run.cx));
         Ok(outcome)
     }
 

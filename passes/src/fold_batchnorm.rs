@@ -11,6 +11,8 @@
 //! * `BN(MatMul(x, W))` → `Add(MatMul(x, W·a), B − mean·a)`; a constant `Add` that is already there takes the bias.
 //!   `MatMul` is not turned into `Gemm`: quantizers of weights look for it.
 //!
+//! What the folded parameters say of the channels, mean `B` and deviation `|scale|`, is kept as [`ChannelNormals`].
+//!
 //! **When it does not fire.** The BatchNormalization trains, has `spatial = 0`, parameters that are not constant, or no
 //! linear operator before it; a value between the two has another use; the weight is not constant; the channels are not
 //! axis 1 of the product (a MatMul of rank other than 2); a folded weight would not be finite.
@@ -30,6 +32,7 @@ use std::collections::HashSet;
 use onnx_quant_ir::pass::{Changed, Pass, PassContext, PassError, PassInfo};
 use onnx_quant_ir::{Model, Names, NodeId, NodeSpec, Tensor, ValueId};
 
+use crate::normals::{ChannelNormals, Normal};
 use channels::{Layout, from_f64, scale_weight, to_f64};
 
 /// Folds BatchNormalization into the linear operator before it.
@@ -63,6 +66,7 @@ impl Pass for FoldBatchnorm {
             names: None,
             nodes: HashSet::new(),
             values: HashSet::new(),
+            normals: cx.take().unwrap_or_default(),
         };
         let mut open: Vec<NodeId> = model.all_nodes();
         open.retain(|&n| model.node(n).is("BatchNormalization"));
@@ -87,6 +91,7 @@ impl Pass for FoldBatchnorm {
         }
         model.remove_nodes(&fold.nodes);
         model.remove_values(&fold.values);
+        cx.insert(fold.normals);
         Ok(changed.into())
     }
 }
@@ -98,6 +103,7 @@ struct Fold {
     names: Option<Names>,
     nodes: HashSet<NodeId>,
     values: HashSet<ValueId>,
+    normals: ChannelNormals,
 }
 
 /// What a BatchNormalization does to each channel: `y = x · a + shift`.
@@ -116,6 +122,8 @@ struct Chain {
 impl Fold {
     fn try_fold(&mut self, model: &mut Model, bn: NodeId) -> Result<(), Reason> {
         let affine = affine(model, bn)?;
+        let behind = model.output(bn, 0).map(|v| model.value_key(v));
+        let normals = normals(model, bn);
         let chain = self.chain(model, bn)?;
         let n = affine.a.len();
         let layout = Layout::of(model, chain.linear, n)?;
@@ -140,6 +148,7 @@ impl Fold {
         } else {
             self.finish_with_bias(model, bn, &chain, bias);
         }
+        self.normals.0.extend(behind.zip(normals));
         Ok(())
     }
 
@@ -305,6 +314,18 @@ fn constant<'m>(
         let n = model.node(node);
         format!("the {what} of {} is not a constant", n.op_type())
     })
+}
+
+/// What the parameters say of the channels behind.
+fn normals(model: &Model, bn: NodeId) -> Option<Vec<Normal>> {
+    let scales = to_f64(model.input_constant(bn, 1)?).ok()?;
+    let means = to_f64(model.input_constant(bn, 2)?).ok()?;
+    let pairs = scales.into_iter().zip(means);
+    let normal = |(scale, mean): (f64, f64)| Normal {
+        mean,
+        deviation: scale.abs(),
+    };
+    Some(pairs.map(normal).collect())
 }
 
 /// What the BatchNormalization does, if it is one of inference with constant parameters.

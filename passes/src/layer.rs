@@ -131,6 +131,34 @@ impl Matrix {
         out
     }
 
+    /// Input channels, where `taps` columns read the same.
+    pub fn inputs(&self, taps: usize) -> usize {
+        self.cols / taps.max(1) * self.groups
+    }
+
+    /// What each row sums up to where every input channel is a constant: the answer to a shift, or to a mean. `None` where
+    /// there are not as many constants as input channels.
+    pub fn constant_response(&self, weights: &[f32], channels: &[f64]) -> Option<Vec<f64>> {
+        let per_group = channels.len() / self.groups;
+        let fits = per_group > 0
+            && channels.len().is_multiple_of(self.groups)
+            && self.cols.is_multiple_of(per_group);
+        let taps = self.cols.checked_div(per_group).filter(|_| fits)?;
+        let row = |(row, w): (usize, &[f32])| -> f64 {
+            let own = &channels[row / self.group_rows() * per_group..][..per_group];
+            let sums = w.chunks_exact(taps).zip(own);
+            sums.map(|(w, c)| w.iter().map(|&w| f64::from(w)).sum::<f64>() * c)
+                .sum()
+        };
+        Some(
+            weights
+                .chunks_exact(self.cols)
+                .enumerate()
+                .map(row)
+                .collect(),
+        )
+    }
+
     /// Columns that read the same input channel: the taps of the kernel.
     pub fn taps(&self, model: &Model, node: NodeId) -> usize {
         let n = model.node(node);
@@ -218,8 +246,8 @@ pub struct Unit {
     pub bias: Option<(NodeId, usize)>,
     /// The residual connection: the Add and the slot of the other operand.
     pub residual: Option<(NodeId, usize)>,
-    /// The activation at the end.
-    pub activation: Activation,
+    /// The activation at the end: one for all output channels, or one for each.
+    pub activations: Vec<Activation>,
     /// The value behind all of it.
     pub end: ValueId,
 }
@@ -235,14 +263,14 @@ impl Unit {
             node,
             bias: own_bias,
             residual: None,
-            activation: Activation::NONE,
+            activations: vec![Activation::NONE],
             end: model.output(node, 0)?,
         };
         while let Some(next) = single_reader(model, unit.end) {
             let n = model.node(next);
-            if let Some(activation) = activation(model, next) {
+            if let Some(activations) = activations(model, next, node) {
                 unit.end = model.output(next, 0)?;
-                unit.activation = activation;
+                unit.activations = activations;
                 break;
             }
             if !n.is("Add") || unit.residual.is_some() {
@@ -287,9 +315,16 @@ fn flat_bias(model: &Model, node: NodeId, tensor: &Tensor, rows: usize) -> Optio
         "Gemm" => n.attr_f("beta").unwrap_or(1.0),
         _ => 1.0,
     };
+    let values = spread(model, node, tensor, rows)?;
+    Some(values.into_iter().map(|x| x * beta).collect())
+}
+
+/// The value for each output channel of a constant that stands behind a linear operator.
+fn spread(model: &Model, node: NodeId, tensor: &Tensor, rows: usize) -> Option<Vec<f32>> {
+    let n = model.node(node);
     let values = tensor.to_f32().ok()?;
     if values.len() == 1 {
-        return Some(vec![values[0] * beta; rows]);
+        return Some(vec![values[0]; rows]);
     }
     // The channels are the last axis of a matrix product and the second of a convolution.
     let last = matches!(n.op_type(), "Gemm" | "MatMul") || tensor.dims().len() == 1;
@@ -297,7 +332,7 @@ fn flat_bias(model: &Model, node: NodeId, tensor: &Tensor, rows: usize) -> Optio
         true => tensor.dims().last() == Some(&(rows as i64)),
         false => tensor.dims().iter().filter(|&&d| d != 1).count() == 1,
     };
-    (fits && values.len() == rows).then(|| values.iter().map(|x| x * beta).collect())
+    (fits && values.len() == rows).then_some(values)
 }
 
 fn single_reader(model: &Model, value: ValueId) -> Option<NodeId> {
@@ -312,14 +347,23 @@ fn single_reader(model: &Model, value: ValueId) -> Option<NodeId> {
     }
 }
 
-fn activation(model: &Model, node: NodeId) -> Option<Activation> {
+/// What an operator behind a linear one does to its output channels: one for all, or one for each.
+pub fn activations(model: &Model, node: NodeId, linear: NodeId) -> Option<Vec<Activation>> {
     if let Some((low, high)) = ops::clamp_bounds(model, node) {
-        return (low <= high).then_some(Activation::Clamp { low, high });
+        return (low <= high).then(|| vec![Activation::Clamp { low, high }]);
     }
     let n = model.node(node);
-    n.is("LeakyRelu").then(|| Activation::Leaky {
-        slope: n.attr_f("alpha").unwrap_or(0.01),
-    })
+    if n.is("LeakyRelu") {
+        let slope = n.attr_f("alpha").unwrap_or(0.01);
+        return Some(vec![Activation::Leaky { slope }]);
+    }
+    if !n.is("PRelu") {
+        return None;
+    }
+    let rows = Matrix::of(model, linear).ok()?.rows;
+    let slopes = spread(model, linear, model.input_constant(node, 1)?, rows)?;
+    let leaky = |slope| Activation::Leaky { slope };
+    Some(slopes.into_iter().map(leaky).collect())
 }
 
 #[cfg(test)]
@@ -386,7 +430,7 @@ mod tests {
             low: 0.0,
             high: f32::INFINITY,
         };
-        assert_eq!(second.activation, relu);
+        assert_eq!(second.activations, [relu]);
         let third = Unit::of(&model, by_name("f")).unwrap();
         assert_eq!(
             (third.bias, third.residual, name(third.end)),

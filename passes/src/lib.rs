@@ -4,6 +4,7 @@
 
 #![deny(missing_docs)]
 
+pub mod absorb_biases;
 pub mod assign_precision;
 pub mod calibration;
 pub mod cast_floats;
@@ -33,6 +34,7 @@ pub mod lower_qdq;
 pub mod lower_qoperator;
 pub mod matmul_nbits;
 pub mod merge_constants;
+pub mod normals;
 pub mod observation;
 pub mod ops;
 pub mod overrides;
@@ -48,6 +50,7 @@ pub mod settings;
 pub mod share_qdq_parameters;
 pub mod smooth_activations;
 pub mod specialize;
+pub mod split_channels;
 pub mod split_shared_weights;
 pub mod strip_debug_info;
 pub mod target;

@@ -14,6 +14,8 @@ pub fn all() -> Vec<&'static dyn Pass> {
         &crate::fold_batchnorm::FoldBatchnorm,
         &crate::fuse_gemm::FuseGemm,
         &crate::equalize_layers::EqualizeLayers,
+        &crate::absorb_biases::AbsorbBiases,
+        &crate::split_channels::SplitChannels,
         &crate::smooth_activations::SmoothActivations,
         &crate::merge_constants::MergeConstants,
         &crate::strip_debug_info::StripDebugInfo,

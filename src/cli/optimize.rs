@@ -7,7 +7,7 @@ use super::size::parse_size;
 /// How accuracy is recovered.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct OptimizeArgs {
-    /// Recover accuracy: none, fast, best, or methods by name (mse-scales, hqq, adaround, gptq, bias-correction)
+    /// Recover accuracy: none, fast, best, or methods by name: equalize, absorb-biases, split-channels, smooth, mse-scales, hqq, adaround, gptq, blocks, learned-steps, qdrop, bias-correction
     #[arg(long, value_name = "HOW", default_value = "none")]
     optimize: Methods,
     /// Memory for the activations that `--optimize` keeps; more go into a temporary file

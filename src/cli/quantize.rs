@@ -50,8 +50,8 @@ pub(crate) struct Args {
     /// Calibration data; without it only weights are quantized
     #[arg(long, value_name = "DATA")]
     calib: Option<PathBuf>,
-    /// Statistics that `calibrate` has written, instead of --calib
-    #[arg(long, value_name = "FILE", conflicts_with = "calib")]
+    /// Statistics that `calibrate` has written, instead of --calib; with --optimize beside it
+    #[arg(long, value_name = "FILE")]
     stats: Option<PathBuf>,
     /// Evaluation data: both models are run on it and compared
     #[arg(long, value_name = "DATA")]

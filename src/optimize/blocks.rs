@@ -2,16 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use onnx_quant_ir::{Model, NodeId, Tensor, ValueId};
-use onnx_quant_numerics::optimize::adaround::{Activation, Options as Learning};
-use onnx_quant_numerics::optimize::block::{Block, Data, Layer, Quantizer, Step};
+use onnx_quant_ir::{DataType, Model, NodeId, Tensor, ValueId};
+use onnx_quant_numerics::optimize::adaround::{self, Activation};
+use onnx_quant_numerics::optimize::block::{Block, Data, Layer, Learning, Quantizer, State, Step};
 use onnx_quant_numerics::optimize::grid::Grid;
+use onnx_quant_numerics::scaling::ScaleKind;
 use onnx_quant_passes::infer::Facts;
-use onnx_quant_passes::layer::{Matrix, geometry};
-use onnx_quant_passes::{ops, qdq};
+use onnx_quant_passes::layer::{self, Matrix, geometry};
+use onnx_quant_passes::qdq;
 
 use super::Options;
 use super::flow::Flow;
+use super::methods::Method;
 use crate::data::Batch;
 use crate::error::Error;
 
@@ -35,6 +37,10 @@ pub(super) struct Member {
     pub(super) weights: Vec<f32>,
     /// What was chosen for the layer alone.
     pub(super) values: Vec<f32>,
+    /// How its scales are stored, where they may be chosen.
+    pub(super) free: Option<ScaleKind>,
+    /// Its bias may be changed.
+    pub(super) free_bias: bool,
 }
 
 /// A block of the graph.
@@ -42,18 +48,66 @@ pub(super) struct Found {
     block: Block,
     /// For each layer of the block its place among the members.
     layers: Vec<usize>,
+    /// Neighbours of the result that a pooling behind it averages; 1 where there is none.
+    pool: usize,
     /// For each quantizer the value that is quantized and the initializer of its scale.
     quantizers: Vec<(ValueId, ValueId)>,
 }
 
+/// What one layer of a block learned.
+pub(super) struct LearnedLayer {
+    /// Its place among the members.
+    pub(super) member: usize,
+    /// Values on the grid.
+    pub(super) values: Vec<f32>,
+    /// The grid.
+    pub(super) grid: Grid,
+    /// Added to the bias.
+    pub(super) delta: Vec<f32>,
+}
+
 /// What a block learned.
 pub(super) struct Learned {
-    /// For each member that was learned, by its place among the members, its values.
-    pub(super) values: BTreeMap<usize, Vec<f32>>,
+    pub(super) layers: Vec<LearnedLayer>,
     /// Activations with new scales: the value that is quantized, the initializer of the scale, the scale.
     pub(super) scales: Vec<(ValueId, ValueId, f32)>,
-    /// Error on held-out samples, before and after.
-    pub(super) errors: (f64, f64),
+    /// Whether held-out samples say that it is better than its layers learned one by one.
+    pub(super) better: bool,
+}
+
+/// Where a block between two values of the float model really begins and ends: a layout that is changed before all of it, and
+/// what moves or pools its result, stay outside; and whether a mean follows.
+pub(super) fn inside(
+    float: &Model,
+    (mut first, mut last): (ValueId, ValueId),
+) -> (ValueId, ValueId, bool) {
+    let moves = |node: NodeId| matches!(float.node(node).op_type(), "Transpose" | "Identity");
+    while let [(node, 0)] = float.consumers(first).as_slice()
+        && moves(*node)
+        && first != last
+        && let Some(next) = float.output(*node, 0)
+    {
+        first = next;
+    }
+    let pools = [
+        "Reshape",
+        "Flatten",
+        "Squeeze",
+        "AveragePool",
+        "MaxPool",
+        "GlobalAveragePool",
+    ];
+    while let Some((node, 0)) = float.producer(last)
+        && (moves(node) || pools.contains(&float.node(node).op_type()))
+        && first != last
+        && let Some(before) = float.input(node, 0)
+    {
+        last = before;
+    }
+    let means = ["AveragePool", "GlobalAveragePool", "ReduceMean"];
+    let mut readers = float.consumers(last).into_iter();
+    let pooled = readers.any(|(n, _)| means.contains(&float.node(n).op_type()));
+    (first, last, pooled)
 }
 
 /// Builds the block between two values of the quantized model.
@@ -63,7 +117,7 @@ pub(super) struct Learned {
 pub(super) fn find(
     quantized: &Model,
     facts: &Facts,
-    (first, last): (ValueId, ValueId),
+    (first, last, pooled): (ValueId, ValueId, bool),
     members: &[Member],
 ) -> Result<Found, String> {
     let mut build = Build {
@@ -78,10 +132,18 @@ pub(super) fn find(
                 ..Block::default()
             },
             layers: Vec::new(),
+            pool: 1,
             quantizers: Vec::new(),
         },
     };
     build.found.block.output = build.value(last, 0)?;
+    if pooled {
+        let area = build
+            .dims(last)
+            .and_then(|d| Some(d.get(2..)?.iter().product::<i64>()));
+        let area = area.and_then(|a| usize::try_from(a).ok());
+        build.found.pool = area.unwrap_or(1).max(1);
+    }
     if build.found.layers.len() < 2 {
         return Err("it has fewer than two layers".to_owned());
     }
@@ -118,18 +180,13 @@ impl Build<'_> {
         if let Some(dq) = qdq::dequantize(self.model, node) {
             return self.quantize(value, &dq, depth);
         }
-        if let Some((low, high)) = ops::clamp_bounds(self.model, node) {
-            let activation = Activation::Clamp { low, high };
-            return self.activate(value, input(0)?, activation, depth);
+        if matches!(op.op_type(), "Relu" | "Clip" | "LeakyRelu" | "PRelu") {
+            return self.activate(value, node, depth);
         }
         match (op.domain(), op.op_type()) {
-            ("", "LeakyRelu") => {
-                let slope = op.attr_f("alpha").unwrap_or(0.01);
-                self.activate(value, input(0)?, Activation::Leaky { slope }, depth)
-            }
             ("", "Add") => {
                 let (x, y) = (input(0)?, input(1)?);
-                if self.facts.dims(x).is_none() || self.dims(x) != self.dims(y) {
+                if self.dims(x).is_none() || self.dims(x) != self.dims(y) {
                     return Err("an Add stretches an operand".to_owned());
                 }
                 let (a, b) = (self.value(x, depth + 1)?, self.value(y, depth + 1)?);
@@ -158,21 +215,49 @@ impl Build<'_> {
         n
     }
 
-    fn activate(
-        &mut self,
-        value: ValueId,
-        before: ValueId,
-        activation: Activation,
-        depth: usize,
-    ) -> Result<usize, String> {
+    fn activate(&mut self, value: ValueId, node: NodeId, depth: usize) -> Result<usize, String> {
+        let before = self.model.input(node, 0).ok_or("an input is missing")?;
         let input = self.value(before, depth + 1)?;
+        let (activations, run) = self
+            .activations(node, before)
+            .ok_or_else(|| format!("it holds {}", self.model.node(node).op_type()))?;
         let output = self.number(value);
         self.found.block.steps.push(Step::Activate {
             input,
             output,
-            activation,
+            activations,
+            run,
         });
         Ok(output)
+    }
+
+    /// What an activation does, and how many neighbours belong to one channel.
+    fn activations(&self, node: NodeId, before: ValueId) -> Option<(Vec<Activation>, usize)> {
+        let linear = self.maker(before);
+        let found = layer::activations(self.model, node, linear.unwrap_or(node))?;
+        if found.len() == 1 {
+            return Some((found, usize::MAX));
+        }
+        let dims = self.dims(before)?;
+        let conv = matches!(self.model.node(linear?).op_type(), "Conv" | "ConvTranspose");
+        let run = if conv {
+            dims.get(2..)?.iter().product::<i64>()
+        } else {
+            1
+        };
+        Some((found, usize::try_from(run).ok().filter(|&r| r > 0)?))
+    }
+
+    /// The layer that makes a value, behind additions and pairs of Q and DQ.
+    fn maker(&self, mut value: ValueId) -> Option<NodeId> {
+        for _ in 0..8 {
+            let (node, _) = self.model.producer(value)?;
+            if self.members.iter().any(|m| m.node == node) {
+                return Some(node);
+            }
+            value = self.model.input(node, 0)?;
+        }
+        None
     }
 
     fn quantize(&mut self, value: ValueId, dq: &qdq::Qdq, depth: usize) -> Result<usize, String> {
@@ -183,12 +268,16 @@ impl Build<'_> {
         let q = codes.ok_or("a value is dequantized that was not quantized")?;
         let scale = qdq::scalar_scale(model, dq).ok_or("an activation has several scales")?;
         let zero = dq.zero_point.and_then(|z| model.constant(z));
-        let dtype = zero.map_or(onnx_quant_ir::DataType::Uint8, Tensor::dtype);
+        let dtype = zero.map_or(DataType::Uint8, Tensor::dtype);
         let zero = zero.and_then(Tensor::scalar_i64).unwrap_or(0) as f32;
         let (low, high) = match dtype {
-            onnx_quant_ir::DataType::Uint8 => (0.0, 255.0),
-            onnx_quant_ir::DataType::Int8 => (-128.0, 127.0),
-            _ => return Err("an activation has another format than 8 bits".to_owned()),
+            DataType::Uint4 => (0.0, 15.0),
+            DataType::Int4 => (-8.0, 7.0),
+            DataType::Uint8 => (0.0, 255.0),
+            DataType::Int8 => (-128.0, 127.0),
+            DataType::Uint16 => (0.0, 65535.0),
+            DataType::Int16 => (-32768.0, 32767.0),
+            _ => return Err("an activation has no integer format of 4, 8 or 16 bits".to_owned()),
         };
         let input = self.value(q.input, depth + 1)?;
         let output = self.number(value);
@@ -238,6 +327,8 @@ impl Build<'_> {
             grid: member.grid.clone(),
             groups: member.matrix.groups,
             geometry: Some(geometry),
+            free_scales: member.free.is_some(),
+            free_bias: member.free_bias,
         });
         self.found.layers.push(place);
         self.found.block.steps.push(Step::Linear {
@@ -249,12 +340,37 @@ impl Build<'_> {
     }
 }
 
-/// Samples of a block: what it reads in the quantized model, and what the float model computes.
+/// Samples of a block, to learn from and to judge by: what it reads in the quantized model and, where quantization is
+/// dropped at random, in the float model, and what the float model computes.
 pub(super) fn samples(
     (float, float_flow): (&Model, &Flow<'_>),
     (quantized, quantized_flow): (&Model, &Flow<'_>),
     (first, last): (ValueId, ValueId),
+    drop: bool,
 ) -> Result<Option<[Data; 2]>, Error> {
+    let (Some(inputs), Some(targets)) = (
+        gather(quantized, quantized_flow, first)?,
+        gather(float, float_flow, last)?,
+    ) else {
+        return Ok(None);
+    };
+    let exact = match drop {
+        true => gather(float, float_flow, first)?,
+        false => None,
+    };
+    let mut parts = [Data::default(), Data::default()];
+    let mut exact = exact.into_iter().flatten();
+    for ((at, x), (_, t)) in inputs.into_iter().zip(targets) {
+        let part = &mut parts[usize::from(at % HELD_OUT == HELD_OUT - 1)];
+        part.inputs.push(vec![x]);
+        part.targets.push(t);
+        part.float.extend(exact.next().map(|(_, x)| vec![x]));
+    }
+    Ok(Some(parts))
+}
+
+/// A value by sample, as many as the memory for one value takes; `None` where its first axis does not count samples.
+fn gather(model: &Model, flow: &Flow<'_>, value: ValueId) -> Result<Option<Samples>, Error> {
     let split = |batch: &Batch, tensors: Vec<Tensor>| {
         let tensor = &tensors[0];
         let whole = tensor.dims().first() == Some(&((batch.samples + batch.padded) as i64));
@@ -266,43 +382,26 @@ pub(super) fn samples(
             each.map(<[f32]>::to_vec).collect::<Vec<_>>(),
         ))
     };
-    let gather =
-        |model: &Model, flow: &Flow<'_>, value: ValueId| -> Result<Option<Samples>, Error> {
-            let (mut all, mut whole, mut bytes) = (Vec::new(), true, 0);
-            flow.run(
-                model,
-                &[value],
-                |b, t| Ok(split(b, t)),
-                |part| {
-                    match part {
-                        Some((first, samples)) => {
-                            for (i, s) in samples.into_iter().enumerate() {
-                                bytes += s.len() * 4;
-                                if bytes <= BYTES / 2 {
-                                    all.push((first + i, s));
-                                }
-                            }
-                        }
-                        None => whole = false,
-                    }
-                    Ok(())
-                },
-            )?;
-            Ok(whole.then_some(all))
-        };
-    let Some(inputs) = gather(quantized, quantized_flow, first)? else {
-        return Ok(None);
-    };
-    let Some(targets) = gather(float, float_flow, last)? else {
-        return Ok(None);
-    };
-    let mut parts = [Data::default(), Data::default()];
-    for ((at, x), (_, t)) in inputs.into_iter().zip(targets) {
-        let part = &mut parts[usize::from(at % HELD_OUT == HELD_OUT - 1)];
-        part.inputs.push(vec![x]);
-        part.targets.push(t);
-    }
-    Ok(Some(parts))
+    let (mut all, mut whole, mut bytes) = (Vec::new(), true, 0);
+    flow.run(
+        model,
+        &[value],
+        |b, t| Ok(split(b, t)),
+        |part| {
+            let Some((first, samples)) = part else {
+                whole = false;
+                return Ok(());
+            };
+            for (i, s) in samples.into_iter().enumerate() {
+                bytes += s.len() * 4;
+                if bytes <= BYTES / 2 {
+                    all.push((first + i, s));
+                }
+            }
+            Ok(())
+        },
+    )?;
+    Ok(whole.then_some(all))
 }
 
 /// Learns a block; `None` where held-out samples say that it is worse than its layers learned one by one.
@@ -311,30 +410,61 @@ pub(super) fn learn(
     members: &[Member],
     [train, held]: &[Data; 2],
     options: &Options,
-    seed: u64,
 ) -> Learned {
     let judge = if held.inputs.is_empty() { train } else { held };
     let block = &found.block;
-    let before: Vec<Vec<f32>> = found
-        .layers
-        .iter()
-        .map(|&m| members[m].values.clone())
-        .collect();
-    let first = block.error(&before, &block.scales(), judge);
-    let learning = Learning {
-        iterations: options.iterations,
-        batch: BATCH,
-        ..Learning::default()
+    let alone = found.layers.iter().map(|&m| members[m].values.clone());
+    let judged = |state: &State| {
+        let pooled = block.pooled_error(state, judge, found.pool);
+        (block.error(state, judge), pooled)
     };
-    let (values, scales) = block.reconstruct(train, &learning, seed);
-    let after = block.error(&values, &scales, judge);
-    let learned = scales.iter().zip(&block.quantizers).zip(&found.quantizers);
+    let first = judged(&block.state(alone.collect()));
+    let learning = Learning {
+        rounding: adaround::Options {
+            iterations: options.iterations,
+            batch: BATCH,
+            ..adaround::Options::default()
+        },
+        steps: options.methods.has(Method::LearnedSteps),
+        drop: options.methods.has(Method::Qdrop),
+        seed: options.seed,
+    };
+    let mut state = block.reconstruct(train, &learning);
+    let layers = (0..found.layers.len())
+        .map(|at| stored(found, members, &mut state, at))
+        .collect();
+    let after = judged(&state);
+    let quantizers = state.scales.iter().zip(&block.quantizers);
+    let moved = quantizers
+        .zip(&found.quantizers)
+        .filter(|((_, q), _)| q.learned && learning.steps);
     Learned {
-        values: found.layers.iter().copied().zip(values).collect(),
-        scales: learned
-            .filter(|((_, q), _)| q.learned)
+        layers,
+        scales: moved
             .map(|((&s, _), &(value, init))| (value, init, s))
             .collect(),
-        errors: (first, after),
+        better: after.0 < first.0 && after.1 < first.1,
+    }
+}
+
+/// What a layer learned, its scales as they are stored; the state gets the same values.
+fn stored(found: &Found, members: &[Member], state: &mut State, at: usize) -> LearnedLayer {
+    let layer = &found.block.layers[at];
+    let mut grid = layer.grid.clone();
+    if let Some(kind) = members[found.layers[at]].free {
+        let factors = &mut state.factors[at];
+        for (scale, factor) in grid.scales.iter_mut().zip(factors.iter_mut()) {
+            let learned = kind.stored(*scale * *factor);
+            (*scale, *factor) = (learned, learned / *scale);
+        }
+        // Codes stay: the learned values are nearest to their own on the grid that is stored.
+        state.weights[at] = grid.nearest(&state.weights[at]);
+    }
+    let pairs = state.biases[at].iter().zip(&layer.bias);
+    LearnedLayer {
+        member: found.layers[at],
+        values: state.weights[at].clone(),
+        grid,
+        delta: pairs.map(|(learned, first)| learned - first).collect(),
     }
 }

@@ -4,16 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use onnx_quant_ir::engine::Engine;
+use onnx_quant_ir::pass::PassContext;
 use onnx_quant_ir::{Model, NodeId, Tensor, ValueId};
 use onnx_quant_numerics::affine::QParams;
-use onnx_quant_numerics::format::{Family, Granularity, Scheme};
+use onnx_quant_numerics::format::Scheme;
 use onnx_quant_numerics::optimize::grid::{Grid, Levels};
-use onnx_quant_passes::layer::{Matrix, Unit};
+use onnx_quant_passes::normals::ChannelNormals;
 use onnx_quant_passes::overrides::{BiasCorrections, WeightOverride, WeightOverrides};
-use onnx_quant_passes::plan::{PrecisionPlan, WeightPlan};
-use onnx_quant_passes::quantize_weights::{self, WeightGrid};
+use onnx_quant_passes::plan::PrecisionPlan;
+use onnx_quant_passes::quantize_weights;
 use onnx_quant_passes::settings::QuantSettings;
-use onnx_quant_passes::{correct_bias, infer, ops};
+use onnx_quant_passes::{correct_bias, infer};
 
 use super::Options;
 use super::blocks::{self, Member};
@@ -22,6 +23,7 @@ use super::flow::Flow;
 use super::layer::{self, Chosen, Layer, Ties};
 use super::methods::Method;
 use super::submodel::Cuts;
+use super::tasks::{Task, grid, label, tasks};
 use crate::data::DataSet;
 use crate::error::Error;
 use crate::pipeline::{Run, Watch};
@@ -49,20 +51,28 @@ pub struct Outcome {
     pub skips: Vec<(String, String)>,
 }
 
-/// One weight of the plan that can be optimised.
-struct Task {
-    form: WeightPlan,
-    value: ValueId,
-    matrix: Matrix,
-    /// Uses, with the slot of the activation.
-    units: Vec<(Unit, usize)>,
-    /// Place of the first use in program order.
-    place: usize,
-    /// Scales may be chosen one by one.
-    free: bool,
+impl Outcome {
+    /// Gives what was chosen to the passes that store it; returns what is to be said.
+    pub(crate) fn store(&self, cx: &mut PassContext) -> Vec<String> {
+        if let Some(plan) = cx.get_mut::<PrecisionPlan>() {
+            for (key, &scale) in &self.scales {
+                let activation = plan.activations.get_mut(key);
+                if let Some(params) = activation.and_then(|a| a.params.as_mut()) {
+                    params.scale = scale;
+                }
+            }
+        }
+        cx.insert(self.overrides.clone());
+        cx.insert(self.corrections.clone());
+        let left = self.skips.iter();
+        let left =
+            left.map(|(subject, why)| format!("optimize: `{subject}` was left as it is: {why}"));
+        self.notes.iter().cloned().chain(left).collect()
+    }
 }
 
-/// Chooses weights and biases of a planned model on calibration data; without any, scales by the weights alone.
+/// Chooses weights and biases of a planned model on calibration data; without any, scales by the weights alone and
+/// biases by what BatchNormalization says of the channels.
 ///
 /// # Errors
 /// A model that cannot be run, or data that does not fit.
@@ -70,7 +80,7 @@ pub fn optimize(
     model: &Model,
     plan: &PrecisionPlan,
     settings: &QuantSettings,
-    data: Option<&DataSet>,
+    (data, normals): (Option<&DataSet>, &ChannelNormals),
     engine: &Arc<dyn Engine>,
     options: &Options,
 ) -> Result<Outcome, Error> {
@@ -89,8 +99,20 @@ pub fn optimize(
     let Some(data) = data else {
         for task in &tasks {
             match choose(&quantized, task, settings, None, options) {
-                Ok((chosen, entries)) => {
+                Ok((mut chosen, entries)) => {
                     outcome.layers.0 += 1;
+                    if options.methods.has(Method::BiasCorrection) {
+                        match analytic_correction(&quantized, task, &chosen.values, normals) {
+                            Ok(delta) => {
+                                chosen.delta = delta;
+                                chosen.kept.push(Method::BiasCorrection);
+                            }
+                            Err(why) => {
+                                let why = format!("its bias was not corrected: {why}");
+                                outcome.skips.push((label(model, task), why));
+                            }
+                        }
+                    }
                     record(&mut outcome, &mut quantized, task, &chosen, &entries);
                 }
                 Err(why) => outcome.skips.push((label(model, task), why)),
@@ -177,13 +199,17 @@ impl Walk<'_> {
     fn layer(&mut self, index: usize) -> Result<(), Error> {
         let task = &self.tasks[index];
         if let Some(next) = self.next_cut(task.place) {
-            if self.options.methods.has(Method::Blocks) {
-                self.block(next)?;
+            let all = std::mem::take(&mut self.members);
+            let (inside, behind) = all
+                .into_iter()
+                .partition(|(m, _)| self.tasks[m.task].place < next);
+            self.members = behind;
+            if self.options.methods.blocks() {
+                self.block(next, inside)?;
             }
             self.flows[0].advance(self.model, self.cuts.at(next))?;
             self.flows[1].advance(&self.quantized, self.cuts.at(next))?;
             self.at = next;
-            self.members.clear();
         }
         let float = Side {
             model: self.model,
@@ -201,7 +227,7 @@ impl Walk<'_> {
             Ok((chosen, entries)) => {
                 self.outcome.layers.0 += 1;
                 self.gains.push(chosen.errors);
-                let member = member(self.model, index, task, &chosen);
+                let member = member(self.model, &self.quantized, (index, task), &chosen);
                 record(
                     &mut self.outcome,
                     &mut self.quantized,
@@ -219,13 +245,13 @@ impl Walk<'_> {
     /// Where the flows go before a layer. Blocks are cut where one value crosses, and hold two layers at least.
     fn next_cut(&self, place: usize) -> Option<usize> {
         let next = self.cuts.best(self.at, place)?;
-        let blocks = self.options.methods.has(Method::Blocks) && self.members.len() < PATIENCE;
+        let blocks = self.options.methods.blocks() && self.members.len() < PATIENCE;
         let waits = blocks && (self.members.len() < 2 || self.cuts.at(next).len() > 1);
         (!waits).then_some(next)
     }
 
     /// Learns the block between the last cut and the next one.
-    fn block(&mut self, next: usize) -> Result<(), Error> {
+    fn block(&mut self, next: usize, inside: Vec<(Member, Vec<usize>)>) -> Result<(), Error> {
         let first = match (self.at, self.cuts.at(self.at)) {
             (_, [one]) => *one,
             (0, []) => match self.model.main().inputs.as_slice() {
@@ -237,15 +263,14 @@ impl Walk<'_> {
         let [last] = self.cuts.at(next) else {
             return Ok(());
         };
-        let last = *last;
+        let (first, last, pooled) = blocks::inside(self.model, (first, *last));
         let shapes = self.data.peek_shapes(1).into_iter();
         let shapes = shapes
             .map(|(name, dtype, dims)| (name, (dtype, dims)))
             .collect();
         let facts = infer::infer(self.model, &shapes, &infer::Options::default());
-        let (members, entries): (Vec<Member>, Vec<Vec<usize>>) =
-            std::mem::take(&mut self.members).into_iter().unzip();
-        let found = match blocks::find(&self.quantized, &facts, (first, last), &members) {
+        let (members, entries): (Vec<Member>, Vec<Vec<usize>>) = inside.into_iter().unzip();
+        let found = match blocks::find(&self.quantized, &facts, (first, last, pooled), &members) {
             Ok(found) => found,
             Err(why) => {
                 let key = self.model.value_key(last);
@@ -259,30 +284,36 @@ impl Walk<'_> {
             (self.model, &self.flows[0]),
             (&self.quantized, &self.flows[1]),
         ];
-        let Some(samples) = blocks::samples(sides[0], sides[1], (first, last))? else {
+        let drop = self.options.methods.has(Method::Qdrop);
+        let Some(samples) = blocks::samples(sides[0], sides[1], (first, last), drop)? else {
             return Ok(());
         };
-        let learned = blocks::learn(&found, &members, &samples, self.options, self.options.seed);
-        let (before, after) = learned.errors;
+        let learned = blocks::learn(&found, &members, &samples, self.options);
         let key = self.model.value_key(last);
-        if after >= before {
+        if !learned.better {
             self.outcome.notes.push(format!(
                 "optimize: the block up to `{key}` keeps what its layers learned one by one: learned together it was worse on held-out samples"
             ));
             return Ok(());
         }
         self.outcome.blocks += 1;
-        for (place, values) in learned.values {
-            let member = &members[place];
+        for layer in learned.layers {
+            let member = &members[layer.member];
             let task = &self.tasks[member.task];
-            let values = task.matrix.scatter(&values);
+            let values = task.matrix.scatter(&layer.values);
             set_weight(&mut self.quantized, task.value, &values);
-            let params = chosen_params(&member.grid, &entries[place]).filter(|_| task.free);
+            let params = chosen_params(&layer.grid, &entries[layer.member]).filter(|_| task.free);
             let chosen = WeightOverride { values, params };
-            self.outcome
-                .overrides
-                .0
-                .insert(task.form.key.clone(), chosen);
+            let overrides = &mut self.outcome.overrides.0;
+            overrides.insert(task.form.key.clone(), chosen);
+            let moved = layer.delta.iter().any(|&d| d != 0.0);
+            if moved && correct_bias::apply(&mut self.quantized, member.node, &layer.delta).is_ok()
+            {
+                let key = self.quantized.node_key(member.node);
+                let known = self.outcome.corrections.0.entry(key);
+                let sums = known.or_insert_with(|| vec![0.0; layer.delta.len()]);
+                sums.iter_mut().zip(&layer.delta).for_each(|(s, d)| *s += d);
+            }
         }
         for (value, init, scale) in learned.scales {
             if let Some(old) = self.quantized.constant(init)
@@ -298,7 +329,12 @@ impl Walk<'_> {
     }
 }
 
-fn member(model: &Model, index: usize, task: &Task, chosen: &Chosen) -> Option<Member> {
+fn member(
+    model: &Model,
+    quantized: &Model,
+    (index, task): (usize, &Task),
+    chosen: &Chosen,
+) -> Option<Member> {
     let [(unit, _)] = task.units.as_slice() else {
         return None;
     };
@@ -310,6 +346,8 @@ fn member(model: &Model, index: usize, task: &Task, chosen: &Chosen) -> Option<M
         grid: chosen.grid.clone(),
         weights: task.matrix.gather(&weight.to_f32().ok()?),
         values: chosen.values.clone(),
+        free: chosen.free,
+        free_bias: correct_bias::obstacle(quantized, unit.node).is_none(),
     })
 }
 
@@ -319,84 +357,6 @@ fn set_weight(quantized: &mut Model, value: ValueId, values: &[f32]) {
     {
         quantized.set_initializer(value, tensor);
     }
-}
-
-fn label(model: &Model, task: &Task) -> String {
-    model.node_key(task.units[0].0.node)
-}
-
-fn tasks(
-    model: &Model,
-    quantized: &Model,
-    plan: &PrecisionPlan,
-    skips: &mut Vec<(String, String)>,
-) -> Vec<Task> {
-    let places: BTreeMap<NodeId, usize> = model
-        .main()
-        .nodes
-        .iter()
-        .enumerate()
-        .map(|(i, &n)| (n, i))
-        .collect();
-    let by_key: BTreeMap<String, ValueId> = quantized
-        .all_values()
-        .into_iter()
-        .map(|v| (quantized.value_key(v), v))
-        .collect();
-    let by_node: BTreeMap<String, NodeId> = model
-        .all_nodes()
-        .into_iter()
-        .map(|n| (model.node_key(n), n))
-        .collect();
-    let mut tasks = Vec::new();
-    for form in &plan.weights {
-        let task = || -> Result<Task, String> {
-            if form.gathered {
-                return Err("its rows are looked up, not multiplied".to_owned());
-            }
-            let value = *by_key.get(&form.key).ok_or("its weight is gone")?;
-            let mut units = Vec::new();
-            let mut matrix = None;
-            for (reader, _) in &form.readers {
-                let node = *by_node.get(reader).ok_or("its node is gone")?;
-                if !places.contains_key(&node) {
-                    return Err(
-                        "it stands inside a subgraph, which calibration does not reach".to_owned(),
-                    );
-                }
-                let own = Matrix::of(model, node)?;
-                if matrix.get_or_insert_with(|| own.clone()) != &own {
-                    return Err("its weight is read in different ways".to_owned());
-                }
-                let linear = ops::linear(model, node).and_then(Result::ok);
-                let activation = linear.ok_or("is no linear operator")?.activation;
-                units.push((
-                    Unit::of(model, node).ok_or("its output is not taken")?,
-                    activation,
-                ));
-            }
-            units.sort_by_key(|(u, _)| places[&u.node]);
-            let place = units.first().map(|(u, _)| places[&u.node]);
-            Ok(Task {
-                form: form.clone(),
-                value,
-                matrix: matrix.ok_or("nothing reads it")?,
-                place: place.ok_or("nothing reads it")?,
-                free: form.format.base.info().family == Family::Integer
-                    && !matches!(form.granularity(), Granularity::Vsq(_)),
-                units,
-            })
-        };
-        match task() {
-            Ok(t) => tasks.push(t),
-            Err(why) => {
-                let reader = form.readers.first().map_or(&form.key, |(r, _)| r);
-                skips.push((reader.clone(), why));
-            }
-        }
-    }
-    tasks.sort_by_key(|t| t.place);
-    tasks
 }
 
 fn choose(
@@ -420,7 +380,10 @@ fn choose(
         bias: bias
             .filter(|_| !shared)
             .ok_or("its bias is computed at run time")?,
-        activation: unit.activation,
+        activations: match unit.activations.as_slice() {
+            [one] => vec![*one; task.matrix.rows],
+            each => each.to_vec(),
+        },
         asymmetric: settings.weight_scheme == Scheme::Asymmetric,
         ties: match own.free {
             Some(_) => Ties::of(own.scales.len(), entries.len()),
@@ -431,42 +394,43 @@ fn choose(
     };
     let kind = own.free.unwrap_or_default();
     let store = move |scale: f32| kind.stored(scale);
-    let chosen = match samples {
+    let mut chosen = match samples {
         Some(samples) => layer::improve(&layer, grid, samples, options, &store),
         None => layer::improve_without_data(&layer, grid, options, &store),
     };
+    chosen.free = own.free.filter(|_| layer.ties == Ties::Free && task.free);
     Ok((chosen, entries))
 }
 
-/// The grid of a weight as a matrix, and for each of its entries the group that it is stored with.
-fn grid(matrix: &Matrix, own: &WeightGrid) -> Result<(Grid, Vec<usize>), String> {
-    let group = |row: usize, col: usize| own.grouping.group_of(matrix.place(row, col));
-    // Neighbouring columns of a group are a block; where these are not alike, every column is one.
-    let mut block = (1..matrix.cols)
-        .find(|&c| group(0, c) != group(0, 0))
-        .unwrap_or(matrix.cols);
-    let alike = |block: usize| {
-        (0..matrix.rows)
-            .all(|row| (0..matrix.cols).all(|c| group(row, c) == group(row, c - c % block)))
+/// What the rounding of a weight takes from the mean of each output, by the means that BatchNormalization states.
+fn analytic_correction(
+    quantized: &Model,
+    task: &Task,
+    values: &[f32],
+    normals: &ChannelNormals,
+) -> Result<Vec<f32>, String> {
+    let [(unit, slot)] = task.units.as_slice() else {
+        return Err("its weight has several uses".to_owned());
     };
-    if !alike(block) {
-        block = 1;
+    if let Some(why) = correct_bias::obstacle(quantized, unit.node) {
+        return Err(why);
     }
-    let mut entries = Vec::with_capacity(matrix.rows * matrix.cols.div_ceil(block));
-    for row in 0..matrix.rows {
-        entries.extend((0..matrix.cols).step_by(block).map(|c| group(row, c)));
-    }
-    if entries.iter().any(|&e| e >= own.scales.len()) {
-        return Err("its scales do not belong to its values".to_owned());
-    }
-    let grid = Grid {
-        cols: matrix.cols,
-        block,
-        scales: entries.iter().map(|&e| own.scales[e]).collect(),
-        zeros: entries.iter().map(|&e| own.zeros[e]).collect(),
-        levels: own.levels.clone(),
-    };
-    Ok((grid, entries))
+    let input = quantized
+        .input(unit.node, *slot)
+        .ok_or("an input is missing")?;
+    let means: Vec<f64> = normals
+        .of(quantized, input)?
+        .iter()
+        .map(|n| n.mean)
+        .collect();
+    let weight = quantized.constant(task.value).and_then(|t| t.to_f32().ok());
+    let weights = task
+        .matrix
+        .gather(&weight.ok_or("its weight cannot be read")?);
+    let lost: Vec<f32> = weights.iter().zip(values).map(|(w, q)| w - q).collect();
+    let delta = task.matrix.constant_response(&lost, &means);
+    let delta = delta.ok_or("the statistics are not those of its input channels")?;
+    Ok(delta.into_iter().map(|d| d as f32).collect())
 }
 
 fn record(

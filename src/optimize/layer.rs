@@ -4,6 +4,7 @@ use onnx_quant_numerics::optimize::adaround::{self, Activation, Rows as Matrix2}
 use onnx_quant_numerics::optimize::grid::Grid;
 use onnx_quant_numerics::optimize::matrix::Gram;
 use onnx_quant_numerics::optimize::{bias, gptq, hqq, scales};
+use onnx_quant_numerics::scaling::ScaleKind;
 use onnx_quant_passes::layer::Matrix;
 use rayon::prelude::*;
 
@@ -19,8 +20,8 @@ pub(super) struct Layer<'a> {
     pub(super) weights: Vec<f32>,
     /// One value for each row.
     pub(super) bias: Vec<f32>,
-    /// What follows.
-    pub(super) activation: Activation,
+    /// What follows each row.
+    pub(super) activations: Vec<Activation>,
     /// Zero points may be moved.
     pub(super) asymmetric: bool,
     /// Which parts of the weight share a scale.
@@ -62,6 +63,8 @@ pub(super) struct Chosen {
     pub(super) grid: Grid,
     /// Added to the bias.
     pub(super) delta: Vec<f32>,
+    /// How the scales are stored, where each may be chosen.
+    pub(super) free: Option<ScaleKind>,
     /// Mean squared error of the output on held-out rows: rounded to nearest, and now.
     pub(super) errors: (f64, f64),
     /// Methods that helped.
@@ -97,6 +100,7 @@ pub(super) fn improve(
         values,
         grid,
         delta: zero,
+        free: None,
         errors: (first, first),
         kept: Vec::new(),
         undone: Vec::new(),
@@ -143,6 +147,7 @@ pub(super) fn improve_without_data(
         values: Vec::new(),
         grid,
         delta: vec![0.0; layer.matrix.rows],
+        free: None,
         errors: (first, first),
         kept: Vec::new(),
         undone: Vec::new(),
@@ -229,7 +234,13 @@ impl Layer<'_> {
         let mut grid = best.grid.clone();
         let delta = best.delta.clone();
         match method {
-            Method::Equalize | Method::Smooth | Method::Blocks => None,
+            Method::Equalize
+            | Method::AbsorbBiases
+            | Method::SplitChannels
+            | Method::Smooth
+            | Method::Blocks
+            | Method::LearnedSteps
+            | Method::Qdrop => None,
             Method::MseScales if self.ties == Ties::Some => None,
             Method::MseScales => {
                 self.search(&mut grid, grams, store);
@@ -315,9 +326,9 @@ impl Layer<'_> {
                 };
                 let own = Matrix2 {
                     weights: self.weights_of(g),
-                    bias: &self.bias[span],
+                    bias: &self.bias[span.clone()],
                     grid: &part,
-                    activation: self.activation,
+                    activations: &self.activations[span],
                 };
                 adaround::adaround(own, samples, &settings).weights
             })
@@ -373,7 +384,7 @@ impl Layer<'_> {
                     weights: self.weights_of(g),
                     bias: &bias[span.clone()],
                     grid: &part,
-                    activation: self.activation,
+                    activations: &self.activations[span.clone()],
                 };
                 let values = &values[span.start * cols..span.end * cols];
                 adaround::errors(own, values, samples).iter().sum()

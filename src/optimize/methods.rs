@@ -9,6 +9,10 @@ use std::str::FromStr;
 pub enum Method {
     /// Cross-layer equalization of the float model.
     Equalize,
+    /// Biases that a Relu lets through in any case, moved behind it.
+    AbsorbBiases,
+    /// Channels that are far larger than the others, split into equal parts.
+    SplitChannels,
     /// Factors between activations and the weights that read them: SmoothQuant, or AWQ where activations stay in float.
     Smooth,
     /// Scales of weights by the error of the layer's output.
@@ -19,8 +23,12 @@ pub enum Method {
     Adaround,
     /// Rounding with error feedback through the Hessian.
     Gptq,
-    /// Learned rounding of whole residual blocks, with the scales of the activations in them.
+    /// Learned rounding of whole residual blocks.
     Blocks,
+    /// Block reconstruction with steps of activations that are learned too.
+    LearnedSteps,
+    /// Block reconstruction with activations that are left unquantized at random while it learns.
+    Qdrop,
     /// Biases that keep the mean of each output channel.
     BiasCorrection,
 }
@@ -33,14 +41,18 @@ impl fmt::Display for Method {
 
 impl Method {
     /// Every method, in the order in which they work on a layer.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 12] = [
         Self::Equalize,
+        Self::AbsorbBiases,
+        Self::SplitChannels,
         Self::Smooth,
         Self::MseScales,
         Self::Hqq,
         Self::Adaround,
         Self::Gptq,
         Self::Blocks,
+        Self::LearnedSteps,
+        Self::Qdrop,
         Self::BiasCorrection,
     ];
 
@@ -48,19 +60,31 @@ impl Method {
     pub fn name(self) -> &'static str {
         match self {
             Self::Equalize => "equalize",
+            Self::AbsorbBiases => "absorb-biases",
+            Self::SplitChannels => "split-channels",
             Self::Smooth => "smooth",
             Self::MseScales => "mse-scales",
             Self::Hqq => "hqq",
             Self::Adaround => "adaround",
             Self::Gptq => "gptq",
             Self::Blocks => "blocks",
+            Self::LearnedSteps => "learned-steps",
+            Self::Qdrop => "qdrop",
             Self::BiasCorrection => "bias-correction",
         }
     }
 
-    /// Whether it needs calibration data.
+    /// Whether it needs calibration data. Bias correction does without where BatchNormalization says what channels hold.
     pub fn needs_data(self) -> bool {
-        !matches!(self, Self::Equalize | Self::MseScales | Self::Hqq)
+        !matches!(
+            self,
+            Self::Equalize
+                | Self::AbsorbBiases
+                | Self::SplitChannels
+                | Self::MseScales
+                | Self::Hqq
+                | Self::BiasCorrection
+        )
     }
 }
 
@@ -77,6 +101,13 @@ impl Methods {
         self.set.contains(&method)
     }
 
+    /// Whether blocks are learned as a whole.
+    pub fn blocks(&self) -> bool {
+        [Method::Blocks, Method::LearnedSteps, Method::Qdrop]
+            .iter()
+            .any(|m| self.has(*m))
+    }
+
     /// Whether nothing is asked for.
     pub fn is_empty(&self) -> bool {
         self.set.is_empty()
@@ -87,15 +118,29 @@ impl Methods {
         self.preset.is_some()
     }
 
+    /// Whether accuracy goes before size: the preset `best`.
+    pub fn is_best(&self) -> bool {
+        self.preset == Some("best")
+    }
+
     /// The methods that were named one by one and need data.
     pub fn named_with_data(&self) -> Option<Method> {
         let needing = self.set.iter().find(|m| m.needs_data()).copied();
         needing.filter(|_| self.preset.is_none())
     }
 
-    /// Without the methods that need data.
-    pub fn without_data(mut self) -> Self {
-        self.set.retain(|m| !m.needs_data());
+    /// The methods that change the float model before it is calibrated.
+    pub fn changing_the_model(&self) -> Vec<Method> {
+        let changes = |m: &&Method| {
+            use Method::{AbsorbBiases, Equalize, Smooth, SplitChannels};
+            matches!(m, Equalize | AbsorbBiases | SplitChannels | Smooth)
+        };
+        self.set.iter().filter(changes).copied().collect()
+    }
+
+    /// Without some methods.
+    pub fn without(mut self, others: &[Method]) -> Self {
+        self.set.retain(|m| !others.contains(m));
         self
     }
 }
@@ -115,22 +160,33 @@ impl FromStr for Methods {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        use Method::{Adaround, BiasCorrection, Blocks, Equalize, Gptq, MseScales, Smooth};
+        use Method::{
+            AbsorbBiases, Adaround, BiasCorrection, Blocks, Equalize, Gptq, LearnedSteps,
+            MseScales, Qdrop, Smooth,
+        };
         let preset = |name, methods: &[Method]| Self {
             set: methods.iter().copied().collect(),
             preset: Some(name),
         };
         match text {
             "none" => return Ok(Self::default()),
-            "fast" => return Ok(preset("fast", &[Equalize, MseScales, BiasCorrection])),
+            "fast" => {
+                return Ok(preset(
+                    "fast",
+                    &[Equalize, AbsorbBiases, MseScales, BiasCorrection],
+                ));
+            }
             "best" => {
                 let all = [
                     Equalize,
+                    AbsorbBiases,
                     Smooth,
                     MseScales,
                     Adaround,
                     Gptq,
                     Blocks,
+                    LearnedSteps,
+                    Qdrop,
                     BiasCorrection,
                 ];
                 return Ok(preset("best", &all));
@@ -183,6 +239,11 @@ mod tests {
         for method in Method::ALL {
             assert!(method.name().parse::<Methods>().unwrap().has(method));
         }
-        assert_eq!(best.without_data().to_string(), "best");
+        let changing = best.changing_the_model();
+        assert_eq!(
+            changing,
+            [Method::Equalize, Method::AbsorbBiases, Method::Smooth]
+        );
+        assert!(best.without(&changing).changing_the_model().is_empty());
     }
 }

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use onnx_quant_ir::Model;
 use onnx_quant_ir::engine::Engine;
 use onnx_quant_ir::pass::{Changed, Note, PassContext};
+use onnx_quant_passes::normals::ChannelNormals;
 use onnx_quant_passes::settings::QuantSettings;
 
 use super::methods::Method;
-use super::{Options, smooth, trial};
+use super::{Options, absorb, smooth, trial};
 use crate::data::DataSet;
 use crate::error::Error;
 use crate::pipeline::{Run, Watch};
@@ -35,6 +36,8 @@ pub fn prepare(
     let mut known: Option<f64> = None;
     for (method, pass) in [
         (Method::Equalize, "equalize_layers"),
+        (Method::AbsorbBiases, "absorb_biases"),
+        (Method::SplitChannels, "split_channels"),
         (Method::Smooth, "smooth_activations"),
     ] {
         if !options.methods.has(method) {
@@ -50,6 +53,12 @@ pub fn prepare(
                 format!("smooth: factors pay for {chosen} of {sites} activations"),
             );
             run.cx.insert(factors);
+        }
+        if let (Method::AbsorbBiases, Some(data)) = (method, data) {
+            run.cx.insert(absorb::least_values(model, data, engine)?);
+        }
+        if let Some(normals) = cx.get::<ChannelNormals>() {
+            run.cx.insert(normals.clone());
         }
         let mut changed = model.clone();
         run.passes(&[pass], &mut changed)?;
@@ -84,6 +93,9 @@ pub fn prepare(
             );
         }
         *model = changed;
+        if let Some(normals) = run.cx.take::<ChannelNormals>() {
+            cx.insert(normals);
+        }
     }
     Ok(())
 }

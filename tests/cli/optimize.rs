@@ -53,6 +53,129 @@ fn the_same_seed_gives_the_same_bytes_for_any_number_of_threads() {
 }
 
 #[test]
+fn methods_serve_every_format() {
+    let dir = with_data();
+    let integers = ["int2", "int3", "int4", "int8"].iter();
+    let integers = integers.flat_map(|f| {
+        [
+            format!("{f} --weight-scheme symmetric"),
+            format!("{f} --weight-scheme asymmetric"),
+        ]
+    });
+    let others = ["fp4e2m1", "ternary", "kmeans2"].map(str::to_owned);
+    for format in integers.chain(others) {
+        let run = |more: &str| {
+            sqnr(&dir
+                .line(&format!(
+                    "quantize net.onnx --calib calib.npz --eval eval.npz -o q.onnx --weights {format} --min-activation-sqnr 0 --json {more}"
+                ))
+                .ends(0)
+                .json())
+        };
+        let plain = run("");
+        for how in [
+            "mse-scales,hqq",
+            "adaround,bias-correction",
+            "gptq",
+            "adaround,learned-steps,qdrop",
+        ] {
+            let found = run(&format!("--optimize {how}"));
+            // What is judged layer by layer may cost a little on other samples where nearest is nearly right.
+            assert!(
+                found > plain - 0.5,
+                "{format} {how}: {plain} dB → {found} dB"
+            );
+            let coarse = !format.starts_with("int8");
+            if coarse && how != "mse-scales,hqq" {
+                assert!(
+                    found > plain + 0.3,
+                    "{format} {how}: {plain} dB → {found} dB"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn statistics_may_stand_beside_the_data() {
+    let dir = with_data();
+    dir.line("calibrate net.onnx --calib calib.npz -o stats.json")
+        .ends(0);
+    let both = "quantize net.onnx --stats stats.json --calib calib.npz -o q.onnx --weights int4";
+    let run = dir.line(&format!("{both} --optimize best")).ends(0);
+    assert!(run.stderr.contains("equalize"), "{}", run.stderr);
+    assert!(
+        run.stderr.contains("--stats holds the ranges"),
+        "{}",
+        run.stderr
+    );
+    // The layers are the same as without statistics of their own.
+    dir.line(&format!("{both} --optimize gptq")).ends(0);
+    let with = dir.read("q.onnx");
+    dir.line("quantize net.onnx --calib calib.npz -o q.onnx --weights int4 --optimize gptq")
+        .ends(0);
+    assert!(with == dir.read("q.onnx"));
+    dir.line("quantize net.onnx --stats stats.json -o no.onnx --optimize gptq")
+        .refuses(&["--stats", "give --calib too"]);
+    dir.line(&format!("{both} --optimize equalize")).refuses(&[
+        "equalize",
+        "--stats",
+        "leave out one of the two",
+    ]);
+    dir.line(both)
+        .refuses(&["--stats", "--calib", "--optimize"]);
+    assert!(!dir.has("no.onnx"));
+}
+
+/// A convolution with BatchNormalization, whose second channel is always far above 0, before two more.
+const NORMALIZED: &str = "main (float[N,1,8,8] x) => (float[N,2,8,8] y)
+<
+  float[2,1,1,1] W = {1, -0.7},
+  float[2] S = {1, 0.5},
+  float[2] B = {0.5, 6},
+  float[2] M = {0, 0},
+  float[2] V = {1, 1},
+  float[2,2,1,1] W2 = {0.31, 0.77, -0.43, 0.52},
+  float[2] B2 = {0.1, -0.2}
+>
+{
+  [conv] a = Conv (x, W)
+  [norm] n = BatchNormalization (a, S, B, M, V)
+  [relu] r = Relu (n)
+  [last] y = Conv (r, W2, B2)
+}";
+
+#[test]
+fn batch_normalization_says_what_biases_need_without_data() {
+    let dir = with_data();
+    dir.model("normalized.onnx", NORMALIZED);
+    let quantize =
+        "quantize normalized.onnx --eval eval.npz -o q.onnx --weights int3:tensor --json";
+    let plain = sqnr(&dir.line(quantize).ends(0).json());
+    let report = dir
+        .line(&format!("{quantize} --optimize bias-correction"))
+        .ends(0)
+        .json();
+    let corrected = sqnr(&report);
+    assert!(corrected > plain + 3.0, "{plain} dB → {corrected} dB");
+    // The first layer reads the input of the graph, of which nothing is known.
+    let notes = report
+        .pointer("/notes")
+        .map(ToString::to_string)
+        .unwrap_or_default();
+    assert!(notes.contains("no BatchNormalization says"), "{notes}");
+    let report = dir
+        .line(&format!("{quantize} --optimize absorb-biases"))
+        .ends(0)
+        .json();
+    let notes = report
+        .pointer("/notes")
+        .map(ToString::to_string)
+        .unwrap_or_default();
+    assert!(notes.contains("were absorbed"), "{notes}");
+}
+
+#[test]
 fn methods_without_data_work_without_data() {
     let dir = with_data();
     let run = dir.line("quantize net.onnx -o q.onnx --weights int4 --optimize equalize,hqq");

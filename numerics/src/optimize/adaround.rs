@@ -119,8 +119,8 @@ pub struct Rows<'a> {
     pub bias: &'a [f32],
     /// The values that the weights may take.
     pub grid: &'a Grid,
-    /// What follows.
-    pub activation: Activation,
+    /// What follows each row.
+    pub activations: &'a [Activation],
 }
 
 /// Learns the rounding of rows that read the same inputs. A row that does not get better stays rounded to nearest.
@@ -143,7 +143,7 @@ pub fn adaround(rows: Rows<'_>, samples: Samples<'_>, options: &Options) -> Roun
                 weights: &rows.weights[start * cols..end * cols],
                 bias: &rows.bias[start..end],
                 grid: &grid,
-                ..rows
+                activations: &rows.activations[start..end],
             };
             let samples = Samples {
                 targets: &targets,
@@ -180,8 +180,8 @@ pub fn errors(rows: Rows<'_>, weights: &[f32], samples: Samples<'_>) -> Vec<f64>
         let y = forward(rows, weights, samples, at..at + n);
         let targets = samples.targets[at * count..(at + n) * count].chunks_exact(count);
         for (y, t) in y.chunks_exact(count).zip(targets) {
-            for ((s, &y), &t) in sums.iter_mut().zip(y).zip(t) {
-                let e = f64::from(rows.activation.apply(y).0 - t);
+            for (((s, &y), &t), f) in sums.iter_mut().zip(y).zip(t).zip(rows.activations) {
+                let e = f64::from(f.apply(y).0 - t);
                 *s += e * e;
             }
         }
@@ -316,8 +316,9 @@ fn learn(rows: Rows<'_>, samples: Samples<'_>, options: &Options) -> Rounded {
         let mut y = forward(rows, &soft.weights, samples, at..at + batch);
         let targets = samples.targets[at * count..(at + batch) * count].chunks_exact(count);
         for (y, t) in y.chunks_exact_mut(count).zip(targets) {
-            for ((y, &t), &norm) in y.iter_mut().zip(t).zip(&norms) {
-                let (value, slope) = rows.activation.apply(*y);
+            let each = y.iter_mut().zip(t).zip(&norms).zip(rows.activations);
+            for (((y, &t), &norm), f) in each {
+                let (value, slope) = f.apply(*y);
                 *y = (value - t) * slope * norm;
             }
         }
@@ -420,7 +421,7 @@ mod tests {
             weights: &weights,
             bias: &bias,
             grid: &grid,
-            activation: Activation::NONE,
+            activations: &[Activation::NONE],
         };
         let samples = Samples {
             inputs: &inputs,
@@ -455,7 +456,7 @@ mod tests {
             weights: &weights,
             bias: &bias,
             grid: &grid,
-            activation: relu,
+            activations: &vec![relu; count],
         };
         let residual: Vec<f32> = (0..n * count).map(|_| normal(&mut random)).collect();
         let blank = vec![0.0; n * count];

@@ -6,21 +6,27 @@
 //! three products a layer, as many as any framework needs, with no graph to build and nothing to allocate twice.
 //!
 //! Source: Li et al., *BRECQ: Pushing the Limit of Post-Training Quantization by Block Reconstruction*, 2021; learned
-//! steps: Esser et al., *Learned Step Size Quantization*, 2020, equation 3.
+//! steps: Esser et al., *Learned Step Size Quantization*, 2020, equation 3; activations that are left unquantized at
+//! random while learning: Wei et al., *QDrop: Randomly Dropping Quantization for Extremely Low-bit Post-Training
+//! Quantization*, 2022.
+
+mod run;
+mod steps;
+mod taps;
 
 use rayon::prelude::*;
 
 use super::adam::Adam;
 use super::adaround::{Activation, Options, Soft, finish_gradient, regulariser};
 use super::grid::Grid;
-use super::matrix::{add_ab, add_abt, add_atb};
 use super::patches::Geometry;
 use super::random::Random;
+use run::Ready;
+use steps::Steps;
+use taps::Taps;
 
-/// Samples that one task works on.
-const CHUNK: usize = 4;
-/// Step size of the logarithm of activation scales.
-const SCALE_RATE: f32 = 1e-3;
+/// Behind the rounding, steps and biases go on alone for the number of iterations by this.
+const SETTLE: usize = 4;
 
 /// One operation of a block; values are numbered.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,8 +55,10 @@ pub enum Step {
         input: usize,
         /// Its result.
         output: usize,
-        /// Which.
-        activation: Activation,
+        /// One for all, or one for each channel.
+        activations: Vec<Activation>,
+        /// Neighbouring elements that belong to one channel.
+        run: usize,
     },
     /// Quantize and dequantize.
     Quantize {
@@ -76,6 +84,31 @@ pub struct Layer {
     pub groups: usize,
     /// Where a convolution reads; values are then `[channels, positions]`, and else `[tokens, channels]`.
     pub geometry: Option<Geometry>,
+    /// The scales of the grid may be learned.
+    pub free_scales: bool,
+    /// The bias may be learned.
+    pub free_bias: bool,
+}
+
+impl Layer {
+    /// The entry of the grid that a weight belongs to.
+    fn entry(&self, at: usize) -> usize {
+        let (row, col) = (at / self.grid.cols, at % self.grid.cols);
+        row * self.grid.cols.div_ceil(self.grid.block) + col / self.grid.block
+    }
+}
+
+/// What a block computes with.
+#[derive(Debug, Clone, PartialEq)]
+pub struct State {
+    /// By layer, `[rows, cols]`.
+    pub weights: Vec<Vec<f32>>,
+    /// By layer: what the scales of the grid are multiplied by.
+    pub factors: Vec<Vec<f32>>,
+    /// By layer, `[rows]`.
+    pub biases: Vec<Vec<f32>>,
+    /// Of the quantizers.
+    pub scales: Vec<f32>,
 }
 
 /// A quantizer of an activation.
@@ -111,330 +144,25 @@ pub struct Block {
 /// Samples of a block.
 #[derive(Debug, Clone, Default)]
 pub struct Data {
-    /// For each sample the values from outside.
+    /// For each sample the values from outside, as the quantized layers before leave them.
     pub inputs: Vec<Vec<Vec<f32>>>,
+    /// The same of the float model; empty where they are not known.
+    pub float: Vec<Vec<Vec<f32>>>,
     /// For each sample what the float model computes.
     pub targets: Vec<Vec<f32>>,
 }
 
-/// Where each tap of a convolution reads: `[taps, positions]`, [`OUTSIDE`] for padding.
-struct Taps {
-    places: Vec<u32>,
-    positions: usize,
-    plane: usize,
-    /// One tap that reads every position in order.
-    plain: bool,
-}
-
-const OUTSIDE: u32 = u32::MAX;
-
-impl Taps {
-    fn of(g: &Geometry) -> Self {
-        let positions = g.positions();
-        let taps = g.kernel.iter().product::<usize>();
-        let mut places = vec![OUTSIDE; taps * positions];
-        let mut row = Vec::new();
-        for p in 0..positions {
-            g.places(p, &mut row);
-            for (t, place) in row.iter().enumerate() {
-                if let Some(i) = place {
-                    places[t * positions + p] = *i as u32;
-                }
-            }
-        }
-        let plane = g.input.iter().product();
-        let plain = taps == 1
-            && positions == plane
-            && places.iter().enumerate().all(|(i, &p)| p == i as u32);
-        Self {
-            places,
-            positions,
-            plane,
-            plain,
-        }
-    }
-
-    /// `[channels · taps, positions]` of some channels.
-    fn columns(&self, x: &[f32]) -> Vec<f32> {
-        let mut out = Vec::with_capacity(x.len() / self.plane * self.places.len());
-        for channel in x.chunks_exact(self.plane) {
-            let read = |&p: &u32| {
-                if p == OUTSIDE {
-                    0.0
-                } else {
-                    channel[p as usize]
-                }
-            };
-            out.extend(self.places.iter().map(read));
-        }
-        out
-    }
-
-    /// Adds the gradient of the columns to that of the input.
-    fn scatter(&self, columns: &[f32], x: &mut [f32]) {
-        let rows = columns.chunks_exact(self.places.len());
-        for (channel, columns) in x.chunks_exact_mut(self.plane).zip(rows) {
-            for (&p, &g) in self.places.iter().zip(columns) {
-                if p != OUTSIDE {
-                    channel[p as usize] += g;
-                }
-            }
-        }
-    }
-}
-
-/// What a pass over one sample leaves: values, or gradients of values.
-type Values = Vec<Vec<f32>>;
-
-/// Gradients of the weights by layer, of the logarithms of the scales, and the error.
-struct Sums {
-    weights: Vec<Vec<f32>>,
-    scales: Vec<f32>,
-    error: f64,
-}
-
-/// A block that is ready to run.
-struct Ready<'a> {
-    block: &'a Block,
-    taps: Vec<Option<Taps>>,
-}
-
-impl Ready<'_> {
-    fn forward(&self, weights: &[&[f32]], scales: &[f32], inputs: &[Vec<f32>]) -> Values {
-        let b = self.block;
-        let mut values: Values = vec![Vec::new(); b.values];
-        for (&at, x) in b.inputs.iter().zip(inputs) {
-            values[at].clone_from(x);
-        }
-        for step in &b.steps {
-            let (output, result) = match *step {
-                Step::Linear {
-                    layer,
-                    input,
-                    output,
-                } => (output, self.linear(layer, weights[layer], &values[input])),
-                Step::Add { a, b, output } => {
-                    let sum = values[a].iter().zip(&values[b]).map(|(x, y)| x + y);
-                    (output, sum.collect())
-                }
-                Step::Activate {
-                    input,
-                    output,
-                    activation,
-                } => {
-                    let f = values[input].iter().map(|&x| activation.apply(x).0);
-                    (output, f.collect())
-                }
-                Step::Quantize {
-                    input,
-                    output,
-                    quantizer,
-                } => {
-                    let q = &b.quantizers[quantizer];
-                    let s = scales[quantizer];
-                    let f = |&x: &f32| (x / s).round_ties_even().max(q.low).min(q.high) * s;
-                    (output, values[input].iter().map(f).collect())
-                }
-            };
-            values[output] = result;
-        }
-        values
-    }
-
-    fn linear(&self, layer: usize, weights: &[f32], x: &[f32]) -> Vec<f32> {
-        let l = &self.block.layers[layer];
-        let (rows, cols) = (l.bias.len(), l.grid.cols);
-        let Some(taps) = &self.taps[layer] else {
-            let tokens = x.len() / cols;
-            let mut y = l.bias.repeat(tokens);
-            add_abt(&mut y, x, weights, cols, 1.0);
-            return y;
-        };
-        let p = taps.positions;
-        let mut y: Vec<f32> = l
-            .bias
-            .iter()
-            .flat_map(|&b| std::iter::repeat_n(b, p))
-            .collect();
-        let (per_rows, size) = (rows / l.groups, x.len() / l.groups);
-        for g in 0..l.groups {
-            let x = &x[g * size..(g + 1) * size];
-            let own = if taps.plain {
-                None
-            } else {
-                Some(taps.columns(x))
-            };
-            let columns = own.as_deref().unwrap_or(x);
-            let w = &weights[g * per_rows * cols..(g + 1) * per_rows * cols];
-            let y = &mut y[g * per_rows * p..(g + 1) * per_rows * p];
-            if per_rows == 1 {
-                for (w, column) in w.iter().zip(columns.chunks_exact(p)) {
-                    y.iter_mut().zip(column).for_each(|(y, x)| *y += w * x);
-                }
-            } else {
-                add_ab(y, w, columns, cols, 1.0);
-            }
-        }
-        y
-    }
-
-    /// The gradients behind `values` for the gradient `last` of the result.
-    fn backward(
-        &self,
-        weights: &[&[f32]],
-        scales: &[f32],
-        values: &Values,
-        last: Vec<f32>,
-        sums: &mut Sums,
-    ) {
-        let b = self.block;
-        let mut grads: Values = values.iter().map(|v| vec![0.0; v.len()]).collect();
-        grads[b.output] = last;
-        for step in b.steps.iter().rev() {
-            match *step {
-                Step::Linear {
-                    layer,
-                    input,
-                    output,
-                } => {
-                    let dy = std::mem::take(&mut grads[output]);
-                    let wanted = !b.inputs.contains(&input);
-                    let dx = wanted.then_some(&mut grads[input]);
-                    self.linear_back(
-                        layer,
-                        weights[layer],
-                        &values[input],
-                        &dy,
-                        (dx, &mut sums.weights[layer]),
-                    );
-                }
-                Step::Add { a, b, output } => {
-                    let dy = std::mem::take(&mut grads[output]);
-                    for at in [a, b] {
-                        grads[at].iter_mut().zip(&dy).for_each(|(g, d)| *g += d);
-                    }
-                }
-                Step::Activate {
-                    input,
-                    output,
-                    activation,
-                } => {
-                    let dy = std::mem::take(&mut grads[output]);
-                    let pairs = values[input].iter().zip(&dy);
-                    for (g, (&x, d)) in grads[input].iter_mut().zip(pairs) {
-                        *g += d * activation.apply(x).1;
-                    }
-                }
-                Step::Quantize {
-                    input,
-                    output,
-                    quantizer,
-                } => {
-                    let dy = std::mem::take(&mut grads[output]);
-                    let (q, s) = (&b.quantizers[quantizer], scales[quantizer]);
-                    let pairs = values[input].iter().zip(&dy);
-                    let mut sum = 0.0f32;
-                    for (g, (&x, &d)) in grads[input].iter_mut().zip(pairs) {
-                        let u = x / s;
-                        let r = u.round_ties_even();
-                        if r < q.low {
-                            sum += d * q.low;
-                        } else if r > q.high {
-                            sum += d * q.high;
-                        } else {
-                            sum += d * (r - u);
-                            *g += d;
-                        }
-                    }
-                    sums.scales[quantizer] += sum * s;
-                }
-            }
-        }
-    }
-
-    fn linear_back(
-        &self,
-        layer: usize,
-        weights: &[f32],
-        x: &[f32],
-        dy: &[f32],
-        (mut dx, dw): (Option<&mut Vec<f32>>, &mut [f32]),
-    ) {
-        let l = &self.block.layers[layer];
-        let (rows, cols) = (l.bias.len(), l.grid.cols);
-        let Some(taps) = &self.taps[layer] else {
-            add_atb(dw, dy, x, x.len() / cols, 1.0);
-            if let Some(dx) = dx {
-                add_ab(dx, dy, weights, rows, 1.0);
-            }
-            return;
-        };
-        let p = taps.positions;
-        let (per_rows, size) = (rows / l.groups, x.len() / l.groups);
-        for g in 0..l.groups {
-            let own = (!taps.plain).then(|| taps.columns(&x[g * size..(g + 1) * size]));
-            let columns = own.as_deref().unwrap_or(&x[g * size..(g + 1) * size]);
-            let span = g * per_rows * cols..(g + 1) * per_rows * cols;
-            let dy = &dy[g * per_rows * p..(g + 1) * per_rows * p];
-            add_abt(&mut dw[span.clone()], dy, columns, p, 1.0);
-            if let Some(dx) = dx.as_deref_mut() {
-                let dx = &mut dx[g * size..(g + 1) * size];
-                if taps.plain {
-                    add_atb(dx, &weights[span], dy, per_rows, 1.0);
-                } else {
-                    let mut back = vec![0.0; columns.len()];
-                    add_atb(&mut back, &weights[span], dy, per_rows, 1.0);
-                    taps.scatter(&back, dx);
-                }
-            }
-        }
-    }
-
-    /// Gradients and error of a batch, summed in the order of the samples.
-    fn batch(
-        &self,
-        weights: &[&[f32]],
-        scales: &[f32],
-        data: &Data,
-        batch: &[usize],
-        unit: f32,
-    ) -> Sums {
-        let zero = || Sums {
-            weights: weights.iter().map(|w| vec![0.0; w.len()]).collect(),
-            scales: vec![0.0; scales.len()],
-            error: 0.0,
-        };
-        let parts: Vec<Sums> = batch
-            .par_chunks(CHUNK)
-            .map(|samples| {
-                let mut sums = zero();
-                for &s in samples {
-                    let values = self.forward(weights, scales, &data.inputs[s]);
-                    let mut last = values[self.block.output].clone();
-                    for (y, t) in last.iter_mut().zip(&data.targets[s]) {
-                        let e = *y - t;
-                        sums.error += f64::from(e) * f64::from(e);
-                        *y = 2.0 * e * unit;
-                    }
-                    self.backward(weights, scales, &values, last, &mut sums);
-                }
-                sums
-            })
-            .collect();
-        let mut total = zero();
-        for part in parts {
-            for (t, p) in total.weights.iter_mut().zip(&part.weights) {
-                t.iter_mut().zip(p).for_each(|(t, p)| *t += p);
-            }
-            total
-                .scales
-                .iter_mut()
-                .zip(&part.scales)
-                .for_each(|(t, p)| *t += p);
-            total.error += part.error;
-        }
-        total
-    }
+/// How a block learns.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Learning {
+    /// Of the rounding; `batch` counts samples.
+    pub rounding: Options,
+    /// Steps are learned too: of the quantizers, and those of the weights and the biases that are free.
+    pub steps: bool,
+    /// Activations are left unquantized at random while learning (QDrop).
+    pub drop: bool,
+    /// Seed of the sampling.
+    pub seed: u64,
 }
 
 impl Block {
@@ -449,47 +177,70 @@ impl Block {
         }
     }
 
-    /// The scales of the quantizers.
-    pub fn scales(&self) -> Vec<f32> {
-        self.quantizers.iter().map(|q| q.scale).collect()
+    /// Each layer with the value that it makes.
+    fn outputs(&self) -> impl Iterator<Item = (usize, usize)> {
+        self.steps.iter().filter_map(|s| match *s {
+            Step::Linear { layer, output, .. } => Some((layer, output)),
+            _ => None,
+        })
     }
 
-    /// The mean over the samples of the squared error of the result, with some weights and activation scales.
-    pub fn error(&self, weights: &[Vec<f32>], scales: &[f32], data: &Data) -> f64 {
+    /// The state with some weights, and all else as it is.
+    pub fn state(&self, weights: Vec<Vec<f32>>) -> State {
+        let layers = self.layers.iter();
+        State {
+            weights,
+            factors: layers
+                .clone()
+                .map(|l| vec![1.0; l.grid.scales.len()])
+                .collect(),
+            biases: layers.map(|l| l.bias.clone()).collect(),
+            scales: self.quantizers.iter().map(|q| q.scale).collect(),
+        }
+    }
+
+    /// The state with weights rounded to nearest.
+    pub fn nearest(&self) -> State {
+        let rounded = self.layers.iter().map(|l| l.grid.nearest(&l.weights));
+        self.state(rounded.collect())
+    }
+
+    /// The mean over the samples of the squared error of the result.
+    pub fn error(&self, state: &State, data: &Data) -> f64 {
+        self.pooled_error(state, data, 1)
+    }
+
+    /// The same of the means of `run` neighbours each: what a pooling behind the block sees.
+    pub fn pooled_error(&self, state: &State, data: &Data, run: usize) -> f64 {
         let ready = self.ready();
-        let weights: Vec<&[f32]> = weights.iter().map(Vec::as_slice).collect();
         let each: Vec<f64> = (0..data.inputs.len())
             .into_par_iter()
             .map(|s| {
-                let values = ready.forward(&weights, scales, &data.inputs[s]);
-                let pairs = values[self.output].iter().zip(&data.targets[s]);
-                pairs
-                    .map(|(y, t)| f64::from(y - t) * f64::from(y - t))
-                    .sum()
+                let values = ready.forward(state, &data.inputs[s], None);
+                let runs = values[self.output]
+                    .chunks(run)
+                    .zip(data.targets[s].chunks(run));
+                let error = |(y, t): (&[f32], &[f32])| -> f64 {
+                    let sum: f64 = y.iter().zip(t).map(|(y, t)| f64::from(y - t)).sum();
+                    (sum / run as f64).powi(2)
+                };
+                runs.map(error).sum::<f64>()
             })
             .collect();
         each.iter().sum::<f64>() / data.inputs.len().max(1) as f64
     }
 
-    /// Learns the rounding of all layers and the steps of the learned quantizers. `batch` of the options counts samples.
+    /// Learns the rounding of all layers and, where it is asked for, the steps and the biases.
     ///
     /// The result does not depend on the number of threads.
-    pub fn reconstruct(
-        &self,
-        data: &Data,
-        options: &Options,
-        seed: u64,
-    ) -> (Vec<Vec<f32>>, Vec<f32>) {
+    pub fn reconstruct(&self, data: &Data, learning: &Learning) -> State {
+        let options = &learning.rounding;
         let ready = self.ready();
-        let first: Vec<Vec<f32>> = self
-            .layers
-            .iter()
-            .map(|l| l.grid.nearest(&l.weights))
-            .collect();
+        let mut state = self.nearest();
         let count = data.inputs.len();
-        let start = self.error(&first, &self.scales(), data);
+        let start = self.error(&state, data);
         if count == 0 || start == 0.0 || !start.is_finite() {
-            return (first, self.scales());
+            return state;
         }
         let batch = options.batch.clamp(1, count);
         let total: usize = self.layers.iter().map(|l| l.weights.len()).sum();
@@ -503,50 +254,86 @@ impl Block {
             .iter()
             .map(|s| Adam::new(s.v.len(), options.rate))
             .collect();
-        let mut logs = vec![0.0f32; self.quantizers.len()];
-        // The loss counts the weights; the steps are few, and their rate is the same for all.
-        let mut scale_adam = Adam::new(logs.len(), SCALE_RATE);
-        let mut random = Random::new(seed);
-        let mut order: Vec<usize> = Vec::new();
+        let mut steps = learning.steps.then(|| Steps::new(self, &ready, data));
+        let mut batches = Batches::new(count, batch, learning.seed);
         for step in 0..options.iterations {
             soft.iter_mut().for_each(Soft::refresh);
-            if order.len() < batch {
-                order = (0..count).collect();
-                random.shuffle(&mut order);
+            let current: Vec<&[f32]> = soft.iter().map(|s| s.weights.as_slice()).collect();
+            self.write(&mut state, &current, steps.as_ref());
+            let drop = learning.drop.then_some(learning.seed ^ (step as u64) << 24);
+            let mut sums = ready.batch(&state, data, (&batches.next(), unit), drop);
+            if let Some(steps) = &mut steps {
+                let left = 1.0 - step as f32 / options.iterations as f32;
+                steps.step(self, &state, &sums, left);
             }
-            let chosen = order.split_off(order.len() - batch);
-            let scales = self.scaled(&logs);
-            let weights: Vec<&[f32]> = soft.iter().map(|s| s.weights.as_slice()).collect();
-            let mut sums = ready.batch(&weights, &scales, data, &chosen, unit);
             let (lambda, beta) = regulariser(step, options);
-            for ((soft, adam), gradient) in soft.iter_mut().zip(&mut adams).zip(&mut sums.weights) {
+            for (l, (soft, adam)) in soft.iter_mut().zip(&mut adams).enumerate() {
+                let gradient = &mut sums.weights[l];
+                for (at, g) in gradient.iter_mut().enumerate() {
+                    *g *= state.factors[l][self.layers[l].entry(at)];
+                }
                 finish_gradient(gradient, soft, lambda, beta);
                 adam.step(&mut soft.v, gradient);
             }
-            for (g, q) in sums.scales.iter_mut().zip(&self.quantizers) {
-                *g = if q.learned { *g } else { 0.0 };
-            }
-            scale_adam.step(&mut logs, &sums.scales);
         }
-        let weights = soft
-            .iter_mut()
-            .zip(&self.layers)
-            .map(|(s, l)| s.hard(&l.grid))
-            .collect();
-        (weights, self.scaled(&logs))
+        let pairs = soft.iter_mut().zip(&self.layers);
+        let hard: Vec<Vec<f32>> = pairs.map(|(s, l)| s.hard(&l.grid)).collect();
+        let hard: Vec<&[f32]> = hard.iter().map(Vec::as_slice).collect();
+        self.write(&mut state, &hard, steps.as_ref());
+        // Once the codes are fixed, steps and biases settle on what they need.
+        if let Some(steps) = &mut steps {
+            let last = options.iterations / SETTLE;
+            for step in 0..last {
+                let sums = ready.batch(&state, data, (&batches.next(), unit), None);
+                steps.step(self, &state, &sums, 1.0 - step as f32 / last as f32);
+                self.write(&mut state, &hard, Some(steps));
+            }
+        }
+        state
     }
 
-    fn scaled(&self, logs: &[f32]) -> Vec<f32> {
-        let pairs = self.quantizers.iter().zip(logs);
-        pairs
-            .map(|(q, l)| {
-                if q.learned {
-                    q.scale * l.exp()
-                } else {
-                    q.scale
-                }
-            })
-            .collect()
+    /// Writes weights of the grid, and steps and biases, into a state.
+    fn write(&self, state: &mut State, weights: &[&[f32]], steps: Option<&Steps>) {
+        if let Some(steps) = steps {
+            steps.apply(self, state);
+        }
+        for (l, weights) in weights.iter().enumerate() {
+            state.weights[l] = self.scaled(l, weights, &state.factors[l]);
+        }
+    }
+
+    /// Values of a layer's grid, with other scales.
+    fn scaled(&self, layer: usize, weights: &[f32], factors: &[f32]) -> Vec<f32> {
+        let l = &self.layers[layer];
+        let each = weights.iter().enumerate();
+        each.map(|(at, w)| w * factors[l.entry(at)]).collect()
+    }
+}
+
+/// Draws samples, each once before any comes again.
+struct Batches {
+    random: Random,
+    order: Vec<usize>,
+    count: usize,
+    size: usize,
+}
+
+impl Batches {
+    fn new(count: usize, size: usize, seed: u64) -> Self {
+        Self {
+            random: Random::new(seed),
+            order: Vec::new(),
+            count,
+            size,
+        }
+    }
+
+    fn next(&mut self) -> Vec<usize> {
+        if self.order.len() < self.size {
+            self.order = (0..self.count).collect();
+            self.random.shuffle(&mut self.order);
+        }
+        self.order.split_off(self.order.len() - self.size)
     }
 }
 

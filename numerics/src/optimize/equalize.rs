@@ -41,11 +41,12 @@ pub fn absorbed(mean: &[f64], deviation: &[f64]) -> Vec<f64> {
     mean.iter().zip(deviation).map(part).collect()
 }
 
-/// `E[max(low, min(high, x))]` for a normal `x`: what an activation's mean is, from BatchNormalization's statistics.
-pub fn clamped_normal_mean(mean: f64, deviation: f64, low: f64, high: f64) -> f64 {
+/// Mean and standard deviation of `max(low, min(high, x))` for a normal `x`: what an activation has, from
+/// BatchNormalization's statistics.
+pub fn clamped_normal(mean: f64, deviation: f64, low: f64, high: f64) -> (f64, f64) {
     let sd = deviation.abs();
     if sd == 0.0 {
-        return mean.max(low).min(high);
+        return (mean.max(low).min(high), 0.0);
     }
     let below = |bound: f64| {
         if bound.is_finite() {
@@ -55,15 +56,20 @@ pub fn clamped_normal_mean(mean: f64, deviation: f64, low: f64, high: f64) -> f6
         }
     };
     let (a, b) = (below(low), below(high));
+    // `z φ(z)`, which is 0 at infinity.
+    let moment = |z: f64| if z.is_finite() { z * density(z) } else { 0.0 };
     let inside = distribution(b) - distribution(a);
-    let mut sum = mean * inside + sd * (density(a) - density(b));
-    if low.is_finite() {
-        sum += low * distribution(a);
+    let step = density(a) - density(b);
+    let mut first = mean * inside + sd * step;
+    let mut second =
+        mean * mean * inside + 2.0 * mean * sd * step + sd * sd * (inside + moment(a) - moment(b));
+    for (bound, share) in [(low, distribution(a)), (high, 1.0 - distribution(b))] {
+        if bound.is_finite() {
+            first += bound * share;
+            second += bound * bound * share;
+        }
     }
-    if high.is_finite() {
-        sum += high * (1.0 - distribution(b));
-    }
-    sum
+    (first, (second - first * first).max(0.0).sqrt())
 }
 
 fn density(x: f64) -> f64 {
@@ -120,19 +126,27 @@ mod tests {
     }
 
     #[test]
-    fn means_of_clamped_normals() {
+    fn moments_of_clamped_normals() {
         let inf = f64::INFINITY;
-        let relu = clamped_normal_mean(0.0, 1.0, 0.0, inf);
-        assert!((relu - 0.398_942_28).abs() < 1e-6);
-        assert!((clamped_normal_mean(50.0, 1.0, 0.0, 6.0) - 6.0).abs() < 1e-9);
-        assert!((clamped_normal_mean(3.0, 0.5, -inf, inf) - 3.0).abs() < 1e-9);
-        assert_eq!(clamped_normal_mean(-1.0, 0.0, 0.0, 6.0), 0.0);
+        let (mean, sd) = clamped_normal(0.0, 1.0, 0.0, inf);
+        assert!((mean - 0.398_942_28).abs() < 1e-6 && (sd - 0.583_819_3).abs() < 1e-5);
+        let capped = clamped_normal(50.0, 1.0, 0.0, 6.0);
+        assert!((capped.0 - 6.0).abs() < 1e-9 && capped.1 < 1e-4);
+        let free = clamped_normal(3.0, 0.5, -inf, inf);
+        assert!((free.0 - 3.0).abs() < 1e-9 && (free.1 - 0.5).abs() < 1e-9);
+        assert_eq!(clamped_normal(-1.0, 0.0, 0.0, 6.0), (0.0, 0.0));
         // By numerical integration.
         let (mean, sd) = (1.5, 2.0);
         let steps = (0..200_000).map(|i| -18.5 + 40.0 * (f64::from(i) + 0.5) / 200_000.0);
-        let sum: f64 = steps
-            .map(|x: f64| x.clamp(0.0, 6.0) * density((x - mean) / sd) / sd * (40.0 / 200_000.0))
-            .sum();
-        assert!((clamped_normal_mean(mean, sd, 0.0, 6.0) - sum).abs() < 1e-6);
+        let (mut first, mut second) = (0.0, 0.0);
+        for x in steps {
+            let share = density((x - mean) / sd) / sd * (40.0 / 200_000.0);
+            let y: f64 = x.clamp(0.0, 6.0);
+            first += y * share;
+            second += y * y * share;
+        }
+        let found = clamped_normal(mean, sd, 0.0, 6.0);
+        assert!((found.0 - first).abs() < 1e-6);
+        assert!((found.1 - (second - first * first).sqrt()).abs() < 1e-5);
     }
 }

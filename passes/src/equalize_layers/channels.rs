@@ -5,32 +5,33 @@ use std::collections::BTreeMap;
 
 use onnx_quant_ir::{Model, NodeId, ValueId};
 
+use super::sides::{maker_side, reader_side};
 use crate::infer::{Facts, infer_declared};
 use crate::ops;
 
 /// Where the channels of a group stand in a constant.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Side {
+pub(crate) struct Side {
     /// The node that reads the constant, and the slot.
-    pub(super) node: NodeId,
-    pub(super) slot: usize,
+    pub(crate) node: NodeId,
+    pub(crate) slot: usize,
     /// The constant read as `[groups, outer, channels, inner]`; the channel is `group · channels + index`, or each
     /// `repeat` neighbours are one channel.
-    pub(super) layout: Places,
+    pub(crate) layout: Places,
 }
 
 /// See [`Side::layout`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Places {
-    pub(super) groups: usize,
-    pub(super) outer: usize,
-    pub(super) channels: usize,
-    pub(super) inner: usize,
-    pub(super) repeat: usize,
+pub(crate) struct Places {
+    pub(crate) groups: usize,
+    pub(crate) outer: usize,
+    pub(crate) channels: usize,
+    pub(crate) inner: usize,
+    pub(crate) repeat: usize,
 }
 
 impl Places {
-    fn plain(outer: usize, channels: usize, inner: usize) -> Self {
+    pub(crate) fn plain(outer: usize, channels: usize, inner: usize) -> Self {
         Self {
             groups: 1,
             outer,
@@ -41,7 +42,7 @@ impl Places {
     }
 
     /// The channel of an element.
-    pub(super) fn channel(&self, element: usize) -> usize {
+    pub(crate) fn channel(&self, element: usize) -> usize {
         let row = element / self.inner;
         let within = row % self.channels;
         let group = row / self.channels / self.outer;
@@ -51,35 +52,49 @@ impl Places {
 
 /// Channels that must be scaled alike.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Group {
+pub(crate) struct Group {
     /// Channels.
-    pub(super) size: usize,
+    pub(crate) size: usize,
     /// Weights that make them: divided.
-    pub(super) makers: Vec<Side>,
+    pub(crate) makers: Vec<Side>,
     /// Constants that are added to them: divided.
-    pub(super) added: Vec<Side>,
+    pub(crate) added: Vec<Side>,
     /// Weights that read them: multiplied.
-    pub(super) readers: Vec<Side>,
+    pub(crate) readers: Vec<Side>,
+    /// Values that hold them, one after the other.
+    pub(crate) values: Vec<ValueId>,
+    /// Clips with a bound that moves with the channel.
+    pub(crate) clips: Vec<Bounded>,
+}
+
+/// A Clip with a bound other than 0.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Bounded {
+    pub(crate) node: NodeId,
+    pub(crate) low: f32,
+    pub(crate) high: f32,
+    /// Axes behind that of the channels.
+    pub(crate) behind: usize,
 }
 
 /// A group that cannot be scaled.
-pub(super) struct Blocked {
-    pub(super) subject: String,
-    pub(super) reason: String,
+pub(crate) struct Blocked {
+    pub(crate) subject: String,
+    pub(crate) reason: String,
 }
 
 /// The groups of a model.
-pub(super) struct Groups {
-    pub(super) free: Vec<Group>,
-    pub(super) blocked: Vec<Blocked>,
+pub(crate) struct Groups {
+    pub(crate) free: Vec<Group>,
+    pub(crate) blocked: Vec<Blocked>,
 }
 
 /// The channels of a value: its group, the axis they lie on, and how many neighbours are one channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Channels {
-    group: usize,
-    axis: usize,
-    repeat: usize,
+pub(super) struct Channels {
+    pub(super) group: usize,
+    pub(super) axis: usize,
+    pub(super) repeat: usize,
 }
 
 struct Search<'a> {
@@ -92,7 +107,7 @@ struct Search<'a> {
     of: BTreeMap<ValueId, Channels>,
 }
 
-pub(super) fn groups(model: &Model) -> Groups {
+pub(crate) fn groups(model: &Model) -> Groups {
     let mut search = Search {
         model,
         facts: infer_declared(model, true),
@@ -112,6 +127,14 @@ pub(super) fn groups(model: &Model) -> Groups {
         }
         if !model.captures(value).is_empty() {
             search.block(c.group, format!("`{}` is read inside a subgraph", v.name));
+        }
+    }
+    for (&value, c) in &search.of.clone() {
+        let root = search.root(c.group);
+        let clip = search.bounded(value, c);
+        search.groups[root].clips.extend(clip);
+        if c.repeat == 1 {
+            search.groups[root].values.push(value);
         }
     }
     search.collect()
@@ -352,9 +375,9 @@ impl Search<'_> {
                 None => Err("its slope is computed at run time".to_owned()),
             },
             "Clip" => match ops::clamp_bounds(model, node) {
-                Some((low, high)) if [low, high].iter().all(|b| *b == 0.0 || b.is_infinite()) => {
-                    Ok(c)
-                }
+                Some((low, high)) if free(low) && free(high) => Ok(c),
+                // Bounds for each channel are written as Min and Max.
+                Some((low, high)) if low <= 0.0 && high >= 0.0 && c.repeat == 1 => Ok(c),
                 Some(_) => Err("Clip has a bound that the factors would move".to_owned()),
                 None => Err("the bounds of Clip are computed at run time".to_owned()),
             },
@@ -451,6 +474,19 @@ impl Search<'_> {
         Ok(Channels { axis, ..c })
     }
 
+    /// The Clip that makes a value, if its bounds move with the channels.
+    fn bounded(&self, value: ValueId, c: &Channels) -> Option<Bounded> {
+        let (node, _) = self.model.producer(value)?;
+        let (low, high) = ops::clamp_bounds(self.model, node)?;
+        let behind = self.rank(value)?.checked_sub(c.axis + 1)?;
+        (!free(low) || !free(high)).then_some(Bounded {
+            node,
+            low,
+            high,
+            behind,
+        })
+    }
+
     fn collect(self) -> Groups {
         let mut found = Groups {
             free: Vec::new(),
@@ -475,86 +511,7 @@ impl Search<'_> {
     }
 }
 
-/// The input channels in the weight of an operator that reads them.
-fn reader_side(
-    model: &Model,
-    node: NodeId,
-    linear: &ops::Linear,
-    c: Channels,
-) -> Result<Side, String> {
-    let n = model.node(node);
-    let weight = model
-        .input_constant(node, linear.weight)
-        .ok_or("its weight is not a constant")?;
-    let dims: Vec<usize> = weight.dims().iter().map(|&d| d as usize).collect();
-    let spread = |d: &[usize]| d.iter().product::<usize>();
-    let groups = n.attr_i("group").unwrap_or(1).max(1) as usize;
-    let layout = match (n.op_type(), dims.as_slice()) {
-        ("Conv", [m, per_group, kernel @ ..]) if c.axis == 1 => Places {
-            groups,
-            outer: m / groups,
-            channels: *per_group,
-            inner: spread(kernel),
-            repeat: c.repeat,
-        },
-        ("ConvTranspose", [channels, rest @ ..]) if c.axis == 1 => Places {
-            repeat: c.repeat,
-            ..Places::plain(1, *channels, spread(rest))
-        },
-        ("Gemm", [a, b]) if c.axis == 1 && n.attr_i("transA").unwrap_or(0) == 0 => {
-            match n.attr_i("transB").unwrap_or(0) {
-                0 => Places {
-                    repeat: c.repeat,
-                    ..Places::plain(1, *a, *b)
-                },
-                _ => Places {
-                    repeat: c.repeat,
-                    ..Places::plain(*a, *b, 1)
-                },
-            }
-        }
-        ("MatMul", [k, m]) if linear.weight == 1 => Places {
-            repeat: c.repeat,
-            ..Places::plain(1, *k, *m)
-        },
-        _ => return Err("the channels are not those of its sums".to_owned()),
-    };
-    Ok(Side {
-        node,
-        slot: linear.weight,
-        layout,
-    })
-}
-
-/// The output channels in the weight of an operator that makes them.
-fn maker_side(model: &Model, node: NodeId, linear: &ops::Linear) -> Option<(Side, usize)> {
-    let n = model.node(node);
-    let weight = model.input_constant(node, linear.weight)?;
-    let dims: Vec<usize> = weight.dims().iter().map(|&d| d as usize).collect();
-    let spread = |d: &[usize]| d.iter().product::<usize>();
-    let groups = n.attr_i("group").unwrap_or(1).max(1) as usize;
-    let layout = match (n.op_type(), dims.as_slice()) {
-        ("Conv", [m, rest @ ..]) => Places::plain(1, *m, spread(rest)),
-        ("ConvTranspose", [c, m, kernel @ ..]) => Places {
-            groups,
-            outer: c / groups,
-            channels: *m,
-            inner: spread(kernel),
-            repeat: 1,
-        },
-        ("Gemm", [a, b]) => match n.attr_i("transB").unwrap_or(0) {
-            0 => Places::plain(*a, *b, 1),
-            _ => Places::plain(1, *a, *b),
-        },
-        ("MatMul", [k, m]) if linear.weight == 1 => Places::plain(*k, *m, 1),
-        _ => return None,
-    };
-    Some((
-        Side {
-            node,
-            slot: linear.weight,
-            layout,
-        },
-        layout.groups * layout.channels,
-    ))
+/// Whether factors leave a bound as it is.
+fn free(bound: f32) -> bool {
+    bound == 0.0 || bound.is_infinite()
 }

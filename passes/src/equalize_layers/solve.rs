@@ -1,11 +1,12 @@
 //! Finds the factors and applies them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
-use onnx_quant_ir::{Model, NodeId, Tensor};
+use onnx_quant_ir::{DataType, Model, NodeId, NodeSpec, Tensor, ValueId};
 use onnx_quant_numerics::optimize::equalize::pair_factors;
 
-use super::channels::{Group, Side};
+use super::channels::{Bounded, Group, Side};
+use crate::normals::ChannelNormals;
 
 /// Turns through all groups.
 const SWEEPS: usize = 60;
@@ -13,9 +14,15 @@ const SWEEPS: usize = 60;
 const SETTLED: f32 = 0.02;
 /// Channels whose sizes differ by less than this factor from what they should be stay.
 const WORTH: f32 = 1.5;
+/// The same behind a Clip whose bound then differs from channel to channel, which costs an operator more.
+const WORTH_A_MIN: f32 = 4.0;
 
-/// The factors of each group; returns how many groups were changed.
-pub(super) fn equalize(model: &mut Model, groups: &[Group]) -> usize {
+/// Finds and applies the factors; returns how many groups were changed. What is known of the channels changes with them.
+pub(super) fn equalize(
+    model: &mut Model,
+    groups: &[Group],
+    mut normals: Option<&mut ChannelNormals>,
+) -> usize {
     let mut weights = Weights::read(model, groups);
     let mut factors: Vec<Vec<f32>> = groups.iter().map(|g| vec![1.0; g.size]).collect();
     for _ in 0..SWEEPS {
@@ -42,7 +49,12 @@ pub(super) fn equalize(model: &mut Model, groups: &[Group]) -> usize {
     let mut done = 0;
     for (group, factors) in groups.iter().zip(&factors) {
         let exact = factors.clone();
-        let spread = factors.iter().any(|f| *f > WORTH || *f < 1.0 / WORTH);
+        let worth = if group.clips.is_empty() {
+            WORTH
+        } else {
+            WORTH_A_MIN
+        };
+        let spread = factors.iter().any(|f| *f > worth || *f < 1.0 / worth);
         if !spread || exact.iter().all(|f| *f == 1.0) || !applies(model, group, &exact) {
             continue;
         }
@@ -52,6 +64,17 @@ pub(super) fn equalize(model: &mut Model, groups: &[Group]) -> usize {
         }
         for side in &group.readers {
             apply(model, side, &exact);
+        }
+        for clip in &group.clips {
+            move_bounds(model, clip, &inverse);
+        }
+        for value in &group.values {
+            let known = normals.as_deref_mut();
+            let known = known.and_then(|n| n.0.get_mut(&model.value_key(*value)));
+            for (normal, f) in known.into_iter().flatten().zip(&exact) {
+                normal.mean /= f64::from(*f);
+                normal.deviation /= f64::from(*f);
+            }
         }
         done += 1;
     }
@@ -171,4 +194,51 @@ fn apply(model: &mut Model, side: &Side, factors: &[f32]) {
     let graph = model.value(value).graph;
     let copy = model.add_initializer(graph, &name, tensor);
     model.set_input(side.node, side.slot, Some(copy));
+}
+
+/// Replaces a Clip by Max and Min with bounds for each channel; a lower bound of 0 becomes a Relu.
+fn move_bounds(model: &mut Model, clip: &Bounded, factors: &[f32]) {
+    let node = clip.node;
+    let (Some(input), Some(output)) = (model.input(node, 0), model.output(node, 0)) else {
+        return;
+    };
+    let graph = model.node(node).graph;
+    let label = model.node_label(node);
+    let dtype = model.value(input).dtype().unwrap_or(DataType::Float);
+    let mut dims = vec![factors.len() as i64];
+    dims.resize(clip.behind + 1, 1);
+    // Name, operator, and the bounds of each step; Relu has none.
+    let mut steps: Vec<(&str, Option<Tensor>)> = Vec::new();
+    for (bound, op) in [(clip.low, "Max"), (clip.high, "Min")] {
+        if bound == 0.0 && op == "Max" {
+            steps.push(("Relu", None));
+        } else if bound.is_finite() {
+            let bounds: Vec<f32> = factors.iter().map(|f| bound * f).collect();
+            match Tensor::from_f32_as(dtype, &dims, &bounds) {
+                Ok(t) => steps.push((op, Some(t))),
+                Err(_) => return,
+            }
+        }
+    }
+    model.set_inputs(node, &[]);
+    model.set_outputs(node, &[]);
+    let mut x = input;
+    let last = steps.len() - 1;
+    for (at, (op, bounds)) in steps.into_iter().enumerate() {
+        let mut names = model.names();
+        let mut inputs = vec![Some(x)];
+        if let Some(bounds) = bounds {
+            let name = names.fresh(&format!("{label}_{}_bounds", op.to_lowercase()));
+            inputs.push(Some(model.add_initializer(graph, &name, bounds)));
+        }
+        let spec = NodeSpec::new(op).name(&names.fresh(&format!("{label}_{op}")));
+        if at == last {
+            model.add_node(graph, spec, &inputs, &[Some(output)]);
+        } else {
+            let inputs: Vec<ValueId> = inputs.into_iter().flatten().collect();
+            let name = names.fresh(&format!("{label}_{}_out", op.to_lowercase()));
+            x = model.add_op(graph, spec, &inputs, &name);
+        }
+    }
+    model.remove_nodes(&HashSet::from([node]));
 }

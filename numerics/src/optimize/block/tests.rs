@@ -33,6 +33,8 @@ fn conv(channels: usize, rows: usize, groups: usize, kernel: usize, random: &mut
             pads: vec![kernel / 2, kernel / 2],
             transposed: false,
         }),
+        free_scales: true,
+        free_bias: true,
     }
 }
 
@@ -64,7 +66,8 @@ fn block(random: &mut Random) -> Block {
             Step::Activate {
                 input: 1,
                 output: 2,
-                activation: relu,
+                activations: vec![relu],
+                run: 20,
             },
             Step::Quantize {
                 input: 2,
@@ -79,7 +82,8 @@ fn block(random: &mut Random) -> Block {
             Step::Activate {
                 input: 4,
                 output: 5,
-                activation: relu,
+                activations: vec![relu],
+                run: 20,
             },
             Step::Quantize {
                 input: 5,
@@ -104,9 +108,8 @@ fn block(random: &mut Random) -> Block {
 }
 
 fn data(block: &Block, samples: usize, random: &mut Random) -> Data {
-    let ready = block.ready();
-    let weights: Vec<&[f32]> = block.layers.iter().map(|l| l.weights.as_slice()).collect();
-    let fine = vec![1e-6; block.quantizers.len()];
+    let mut state = block.state(block.layers.iter().map(|l| l.weights.clone()).collect());
+    state.scales.fill(1e-6);
     let free = Block {
         quantizers: block
             .quantizers
@@ -131,10 +134,9 @@ fn data(block: &Block, samples: usize, random: &mut Random) -> Data {
                 .collect(),
         };
         data.targets
-            .push(exact.forward(&weights, &fine, &x).pop().unwrap());
+            .push(exact.forward(&state, &x, None).pop().unwrap());
         data.inputs.push(x);
     }
-    drop(ready);
     data
 }
 
@@ -154,37 +156,39 @@ fn the_gradient_is_that_of_the_error() {
         }
     }
     let data = data(&block, 3, &mut random);
-    let mut weights: Vec<Vec<f32>> = block
-        .layers
-        .iter()
-        .map(|l| l.grid.nearest(&l.weights))
-        .collect();
-    let ready = block.ready();
-    let sums = {
-        let slices: Vec<&[f32]> = weights.iter().map(Vec::as_slice).collect();
-        ready.batch(&slices, &block.scales(), &data, &[0, 1, 2], 1.0)
-    };
+    let mut state = block.nearest();
+    let sums = block.ready().batch(&state, &data, (&[0, 1, 2], 1.0), None);
+    let step = 1e-3;
     let mut checked = 0;
+    let mut check = |slope: f64, found: f32, what: &str| {
+        let found = f64::from(found);
+        let near = (slope - found).abs() < 0.03 * slope.abs().max(1.0);
+        assert!(near, "{what}: {slope} {found}");
+        checked += 1;
+    };
     for layer in 0..3 {
-        for at in (0..weights[layer].len()).step_by(7) {
-            let own = weights[layer][at];
+        for at in (0..state.weights[layer].len()).step_by(7) {
+            let own = state.weights[layer][at];
             let mut error = |w: f32| {
-                weights[layer][at] = w;
-                let e = block.error(&weights, &block.scales(), &data) * 3.0;
-                weights[layer][at] = own;
-                e
+                state.weights[layer][at] = w;
+                block.error(&state, &data) * 3.0
             };
-            let step = 1e-3;
             let slope = (error(own + step) - error(own - step)) / (2.0 * f64::from(step));
-            let found = f64::from(sums.weights[layer][at]);
-            assert!(
-                (slope - found).abs() < 0.03 * slope.abs().max(1.0),
-                "{layer} {at}: {slope} {found}"
-            );
-            checked += 1;
+            state.weights[layer][at] = own;
+            check(slope, sums.weights[layer][at], "a weight");
+        }
+        for at in 0..state.biases[layer].len() {
+            let own = state.biases[layer][at];
+            let mut error = |b: f32| {
+                state.biases[layer][at] = b;
+                block.error(&state, &data) * 3.0
+            };
+            let slope = (error(own + step) - error(own - step)) / (2.0 * f64::from(step));
+            state.biases[layer][at] = own;
+            check(slope, sums.biases[layer][at], "a bias");
         }
     }
-    assert!(checked > 20);
+    assert!(checked > 30);
 }
 
 #[test]
@@ -192,31 +196,48 @@ fn learning_a_block_gains_over_nearest() {
     let mut random = Random::new(5);
     let block = block(&mut random);
     let data = data(&block, 24, &mut random);
-    let first: Vec<Vec<f32>> = block
-        .layers
-        .iter()
-        .map(|l| l.grid.nearest(&l.weights))
-        .collect();
-    let before = block.error(&first, &block.scales(), &data);
-    let options = Options {
-        iterations: 400,
-        batch: 8,
-        ..Options::default()
+    let before = block.error(&block.nearest(), &data);
+    let learning = Learning {
+        rounding: Options {
+            iterations: 400,
+            batch: 8,
+            ..Options::default()
+        },
+        steps: false,
+        drop: false,
+        seed: 1,
     };
-    let (weights, scales) = block.reconstruct(&data, &options, 1);
-    let after = block.error(&weights, &scales, &data);
-    assert!(after < 0.5 * before, "{before} → {after}");
-    for (w, l) in weights.iter().zip(&block.layers) {
-        assert_eq!(*w, l.grid.nearest(w));
-    }
-    // The steps were chosen too small for the values: they grow.
-    assert!(scales.iter().all(|s| *s > 0.0 && s.is_finite()));
     let one = rayon::ThreadPoolBuilder::new()
         .num_threads(1)
         .build()
         .unwrap();
-    assert_eq!(
-        one.install(|| block.reconstruct(&data, &options, 1)),
-        (weights, scales)
-    );
+    let learned = |steps: bool, drop: bool| {
+        let learning = Learning {
+            steps,
+            drop,
+            ..learning
+        };
+        let state = block.reconstruct(&data, &learning);
+        // The same for any number of threads.
+        assert_eq!(one.install(|| block.reconstruct(&data, &learning)), state);
+        (block.error(&state, &data), state)
+    };
+    let (plain, state) = learned(false, false);
+    assert!(plain < 0.5 * before, "{before} → {plain}");
+    assert_eq!(block.state(state.weights.clone()), state);
+    let (stepped, moved) = learned(true, false);
+    assert!(stepped < plain, "{plain} → {stepped}");
+    assert!(moved.scales.iter().all(|s| *s > 0.0 && s.is_finite()));
+    for (l, layer) in block.layers.iter().enumerate() {
+        assert_eq!(state.weights[l], layer.grid.nearest(&state.weights[l]));
+        // With other scales the weights are those of the grid times their factor.
+        for (at, w) in moved.weights[l].iter().enumerate() {
+            let factor = moved.factors[l][layer.entry(at)];
+            let own = w / factor;
+            let near = layer.grid.cell(at / layer.grid.cols, 0).nearest(own);
+            assert!((own - near).abs() < 1e-5, "{own} {near}");
+        }
+    }
+    let (dropped, _) = learned(false, true);
+    assert!(dropped < 0.7 * before, "{before} → {dropped}");
 }

@@ -1,0 +1,322 @@
+//! A block forward and backward, one sample at a time.
+
+use rayon::prelude::*;
+
+use super::taps::Taps;
+use super::{Block, Data, State, Step};
+use crate::optimize::matrix::{add_ab, add_abt, add_atb};
+use crate::optimize::random::Random;
+
+/// Samples that one task works on.
+const CHUNK: usize = 4;
+
+/// What a pass over one sample leaves: values, or gradients of values.
+type Values = Vec<Vec<f32>>;
+
+/// Gradients of the weights and biases by layer, of the logarithms of the scales, and the error.
+pub(super) struct Sums {
+    pub(super) weights: Vec<Vec<f32>>,
+    pub(super) biases: Vec<Vec<f32>>,
+    pub(super) scales: Vec<f32>,
+    pub(super) error: f64,
+}
+
+impl Sums {
+    fn add(&mut self, other: &Self) {
+        let mine = self.weights.iter_mut().chain(&mut self.biases);
+        let theirs = other.weights.iter().chain(&other.biases);
+        let pairs = mine.zip(theirs).chain([(&mut self.scales, &other.scales)]);
+        for (mine, theirs) in pairs {
+            mine.iter_mut().zip(theirs).for_each(|(m, t)| *m += t);
+        }
+        self.error += other.error;
+    }
+}
+
+/// A block that is ready to run.
+pub(super) struct Ready<'a> {
+    pub(super) block: &'a Block,
+    pub(super) taps: Vec<Option<Taps>>,
+}
+
+impl Ready<'_> {
+    /// All values of a sample. With `drop` every element of an activation is quantized or not, at even odds.
+    pub(super) fn forward(
+        &self,
+        state: &State,
+        inputs: &[Vec<f32>],
+        mut drop: Option<&mut Random>,
+    ) -> Values {
+        let b = self.block;
+        let mut values: Values = vec![Vec::new(); b.values];
+        for (&at, x) in b.inputs.iter().zip(inputs) {
+            values[at].clone_from(x);
+        }
+        for step in &b.steps {
+            let (output, result) = match step {
+                &Step::Linear {
+                    layer,
+                    input,
+                    output,
+                } => (output, self.linear(layer, state, &values[input])),
+                &Step::Add { a, b, output } => {
+                    let sum = values[a].iter().zip(&values[b]).map(|(x, y)| x + y);
+                    (output, sum.collect())
+                }
+                Step::Activate {
+                    input,
+                    output,
+                    activations,
+                    run,
+                } => {
+                    let mut y = values[*input].clone();
+                    let each = activations.iter().cycle();
+                    for (run, f) in y.chunks_mut(*run).zip(each) {
+                        run.iter_mut().for_each(|y| *y = f.apply(*y).0);
+                    }
+                    (*output, y)
+                }
+                &Step::Quantize {
+                    input,
+                    output,
+                    quantizer,
+                } => {
+                    let q = &b.quantizers[quantizer];
+                    let s = state.scales[quantizer];
+                    let f = |&x: &f32| (x / s).round_ties_even().max(q.low).min(q.high) * s;
+                    let mut y: Vec<f32> = values[input].iter().map(f).collect();
+                    if let Some(random) = drop.as_deref_mut() {
+                        mix(&mut y, &values[input], random);
+                    }
+                    (output, y)
+                }
+            };
+            values[output] = result;
+        }
+        values
+    }
+
+    fn linear(&self, layer: usize, state: &State, x: &[f32]) -> Vec<f32> {
+        let l = &self.block.layers[layer];
+        let (weights, bias) = (&state.weights[layer], &state.biases[layer]);
+        let (rows, cols) = (l.bias.len(), l.grid.cols);
+        let Some(taps) = &self.taps[layer] else {
+            let tokens = x.len() / cols;
+            let mut y = bias.repeat(tokens);
+            add_abt(&mut y, x, weights, cols, 1.0);
+            return y;
+        };
+        let p = taps.positions;
+        let mut y: Vec<f32> = bias
+            .iter()
+            .flat_map(|&b| std::iter::repeat_n(b, p))
+            .collect();
+        let (per_rows, size) = (rows / l.groups, x.len() / l.groups);
+        for g in 0..l.groups {
+            let x = &x[g * size..(g + 1) * size];
+            let own = if taps.plain {
+                None
+            } else {
+                Some(taps.columns(x))
+            };
+            let columns = own.as_deref().unwrap_or(x);
+            let w = &weights[g * per_rows * cols..(g + 1) * per_rows * cols];
+            let y = &mut y[g * per_rows * p..(g + 1) * per_rows * p];
+            if per_rows == 1 {
+                for (w, column) in w.iter().zip(columns.chunks_exact(p)) {
+                    y.iter_mut().zip(column).for_each(|(y, x)| *y += w * x);
+                }
+            } else {
+                add_ab(y, w, columns, cols, 1.0);
+            }
+        }
+        y
+    }
+
+    /// The gradients behind `values` for the gradient `last` of the result.
+    fn backward(&self, state: &State, values: &Values, last: Vec<f32>, sums: &mut Sums) {
+        let b = self.block;
+        let mut grads: Values = values.iter().map(|v| vec![0.0; v.len()]).collect();
+        grads[b.output] = last;
+        for step in b.steps.iter().rev() {
+            match step {
+                &Step::Linear {
+                    layer,
+                    input,
+                    output,
+                } => {
+                    let dy = std::mem::take(&mut grads[output]);
+                    let wanted = !b.inputs.contains(&input);
+                    let dx = wanted.then_some(&mut grads[input]);
+                    self.add_sums(layer, &dy, &mut sums.biases[layer]);
+                    self.linear_back(
+                        layer,
+                        &state.weights[layer],
+                        &values[input],
+                        &dy,
+                        (dx, &mut sums.weights[layer]),
+                    );
+                }
+                &Step::Add { a, b, output } => {
+                    let dy = std::mem::take(&mut grads[output]);
+                    for at in [a, b] {
+                        grads[at].iter_mut().zip(&dy).for_each(|(g, d)| *g += d);
+                    }
+                }
+                Step::Activate {
+                    input,
+                    output,
+                    activations,
+                    run,
+                } => {
+                    let dy = std::mem::take(&mut grads[*output]);
+                    let runs = values[*input].chunks(*run).zip(dy.chunks(*run));
+                    let runs = runs.zip(activations.iter().cycle());
+                    for (g, ((x, d), f)) in grads[*input].chunks_mut(*run).zip(runs) {
+                        for (g, (&x, d)) in g.iter_mut().zip(x.iter().zip(d)) {
+                            *g += d * f.apply(x).1;
+                        }
+                    }
+                }
+                &Step::Quantize {
+                    input,
+                    output,
+                    quantizer,
+                } => {
+                    let dy = std::mem::take(&mut grads[output]);
+                    let (q, s) = (&b.quantizers[quantizer], state.scales[quantizer]);
+                    let pairs = values[input].iter().zip(&values[output]).zip(&dy);
+                    let mut sum = 0.0f32;
+                    for (g, ((&x, &y), &d)) in grads[input].iter_mut().zip(pairs) {
+                        let u = x / s;
+                        let r = u.round_ties_even();
+                        if y == x {
+                            // On the grid, or dropped.
+                            *g += d;
+                        } else if r < q.low {
+                            sum += d * q.low;
+                        } else if r > q.high {
+                            sum += d * q.high;
+                        } else {
+                            sum += d * (r - u);
+                            *g += d;
+                        }
+                    }
+                    sums.scales[quantizer] += sum * s;
+                }
+            }
+        }
+    }
+
+    /// Adds the gradient of each row's bias.
+    fn add_sums(&self, layer: usize, dy: &[f32], sums: &mut [f32]) {
+        let rows = sums.len();
+        match &self.taps[layer] {
+            Some(taps) => {
+                let pairs = sums.iter_mut().zip(dy.chunks_exact(taps.positions));
+                pairs.for_each(|(s, d)| *s += d.iter().sum::<f32>());
+            }
+            None => {
+                for d in dy.chunks_exact(rows) {
+                    sums.iter_mut().zip(d).for_each(|(s, d)| *s += d);
+                }
+            }
+        }
+    }
+
+    fn linear_back(
+        &self,
+        layer: usize,
+        weights: &[f32],
+        x: &[f32],
+        dy: &[f32],
+        (mut dx, dw): (Option<&mut Vec<f32>>, &mut [f32]),
+    ) {
+        let l = &self.block.layers[layer];
+        let (rows, cols) = (l.bias.len(), l.grid.cols);
+        let Some(taps) = &self.taps[layer] else {
+            add_atb(dw, dy, x, x.len() / cols, 1.0);
+            if let Some(dx) = dx {
+                add_ab(dx, dy, weights, rows, 1.0);
+            }
+            return;
+        };
+        let p = taps.positions;
+        let (per_rows, size) = (rows / l.groups, x.len() / l.groups);
+        for g in 0..l.groups {
+            let own = (!taps.plain).then(|| taps.columns(&x[g * size..(g + 1) * size]));
+            let columns = own.as_deref().unwrap_or(&x[g * size..(g + 1) * size]);
+            let span = g * per_rows * cols..(g + 1) * per_rows * cols;
+            let dy = &dy[g * per_rows * p..(g + 1) * per_rows * p];
+            add_abt(&mut dw[span.clone()], dy, columns, p, 1.0);
+            if let Some(dx) = dx.as_deref_mut() {
+                let dx = &mut dx[g * size..(g + 1) * size];
+                if taps.plain {
+                    add_atb(dx, &weights[span], dy, per_rows, 1.0);
+                } else {
+                    let mut back = vec![0.0; columns.len()];
+                    add_atb(&mut back, &weights[span], dy, per_rows, 1.0);
+                    taps.scatter(&back, dx);
+                }
+            }
+        }
+    }
+
+    /// Gradients and error of a batch, summed in the order of the samples.
+    pub(super) fn batch(
+        &self,
+        state: &State,
+        data: &Data,
+        (batch, unit): (&[usize], f32),
+        drop: Option<u64>,
+    ) -> Sums {
+        let zero = || Sums {
+            weights: state.weights.iter().map(|w| vec![0.0; w.len()]).collect(),
+            biases: state.biases.iter().map(|b| vec![0.0; b.len()]).collect(),
+            scales: vec![0.0; state.scales.len()],
+            error: 0.0,
+        };
+        let parts: Vec<Sums> = batch
+            .par_chunks(CHUNK)
+            .map(|samples| {
+                let mut sums = zero();
+                for &s in samples {
+                    let mut random = drop.map(|seed| Random::new(seed ^ s as u64));
+                    let mixed = random.as_mut().and_then(|r| mixed_inputs(data, s, r));
+                    let inputs = mixed.as_deref().unwrap_or(&data.inputs[s]);
+                    let values = self.forward(state, inputs, random.as_mut());
+                    let mut last = values[self.block.output].clone();
+                    for (y, t) in last.iter_mut().zip(&data.targets[s]) {
+                        let e = *y - t;
+                        sums.error += f64::from(e) * f64::from(e);
+                        *y = 2.0 * e * unit;
+                    }
+                    self.backward(state, &values, last, &mut sums);
+                }
+                sums
+            })
+            .collect();
+        let mut total = zero();
+        parts.iter().for_each(|part| total.add(part));
+        total
+    }
+}
+
+/// The inputs of a sample, every element that of the quantized model or that of the float model.
+fn mixed_inputs(data: &Data, sample: usize, random: &mut Random) -> Option<Vec<Vec<f32>>> {
+    let mut inputs = data.inputs[sample].clone();
+    for (x, float) in inputs.iter_mut().zip(data.float.get(sample)?) {
+        mix(x, float, random);
+    }
+    Some(inputs)
+}
+
+/// Replaces about every second element.
+fn mix(x: &mut [f32], other: &[f32], random: &mut Random) {
+    for (x, other) in x.chunks_mut(64).zip(other.chunks(64)) {
+        let bits = random.next_u64();
+        for (i, (x, &other)) in x.iter_mut().zip(other).enumerate() {
+            *x = if bits >> i & 1 == 1 { other } else { *x };
+        }
+    }
+}
