@@ -64,7 +64,11 @@ def find():
             return path
     if shutil.which("apt-get") and os.geteuid() == 0:
         for command in ["apt-get update -q", "apt-get install -q -y --no-install-recommends chromium"]:
-            done = subprocess.run(command.split(), capture_output=True, text=True)
+            try:
+                done = subprocess.run(command.split(), capture_output=True, text=True, timeout=300)
+            except subprocess.TimeoutExpired:
+                print(command, "takes more than 300 s")
+                break
             if done.returncode != 0:
                 print(done.stderr.strip()[-500:])
         return shutil.which("chromium")
