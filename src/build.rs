@@ -128,6 +128,7 @@ pub struct Quantize {
     max_drop: Option<f64>,
     settings: QuantSettings,
     config: Option<PathBuf>,
+    #[cfg(feature = "config")]
     profile: Option<String>,
     name: Option<String>,
     out_dir: Option<PathBuf>,
@@ -145,6 +146,7 @@ impl Quantize {
             max_drop: None,
             settings: QuantSettings::default(),
             config: None,
+            #[cfg(feature = "config")]
             profile: None,
             name: None,
             out_dir: None,

@@ -14,6 +14,7 @@ pub mod judge;
 mod layers;
 pub mod loss;
 mod measure;
+#[cfg(feature = "config")]
 pub mod plan_file;
 pub mod search;
 pub mod sensitivity;

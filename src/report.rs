@@ -9,7 +9,6 @@ mod graph;
 #[cfg(feature = "html")]
 pub mod html;
 pub mod mixed;
-mod palette;
 pub mod summary;
 mod tensors;
 pub mod text;

@@ -1,5 +1,6 @@
 //! Folders of images: decoded, scaled, cut and normalized when their batch is read.
 
+mod recipe;
 mod resize;
 
 use std::path::{Path, PathBuf};
@@ -12,10 +13,11 @@ use super::dataset::Made;
 use super::error::DataError;
 use super::files;
 use super::fill::{Fills, listed, put_float};
-use super::image_spec::{Affine, Channels, Crop, ImageLayout, Recipe, Resize};
+use super::image_spec::{Channels, Crop, ImageLayout, Resize};
 use super::items::{ItemLayout, Items};
 use super::signature::Signature;
 use super::spec::DataSpec;
+use recipe::{Affine, Recipe};
 use resize::Pixels;
 
 const ENDINGS: [&str; 6] = ["jpg", "jpeg", "png", "webp", "bmp", "gif"];

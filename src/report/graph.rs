@@ -6,7 +6,7 @@ use onnx_quant_ir::{Model, ValueId};
 use onnx_quant_passes::plan::{NodePlan, Precision, PrecisionPlan};
 
 use super::figures::{Picture, Vertex};
-use super::palette::{FLOAT, FOLLOWS, label};
+use super::words::{FLOAT, FOLLOWS, label};
 
 /// Inputs, operators and outputs of the main graph in program order. What computes from constants alone is left out, and
 /// so are the bodies of control flow, which is told.

@@ -4,6 +4,7 @@ mod canvas;
 mod charts;
 mod graph;
 mod layout;
+mod palette;
 #[cfg(test)]
 mod tests;
 
@@ -11,10 +12,10 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::document::{Document, Table};
 use super::figures::{Front, Line, Picture, Sensitivities, TensorHistogram};
-use super::palette::{Palette, named};
-use super::{figures, palette, text, words};
+use super::{figures, text, words};
 use crate::error::Error;
 use canvas::DrawError;
+use palette::Palette;
 use words::{bytes, decibels, is_number, loss, number, percent};
 
 /// Bars that are drawn; the table holds more.
@@ -271,12 +272,12 @@ fn sensitivity_body(s: &Sensitivities, palette: &Palette) -> Result<Markup, Draw
                 let all = l
                     .formats
                     .iter()
-                    .map(|(f, x)| format!("{} {}", named(f), loss(*x)));
+                    .map(|(f, x)| format!("{} {}", words::named(f), loss(*x)));
                 vec![
                     l.layer.clone(),
                     l.op.clone(),
                     loss(l.loss),
-                    l.chosen.as_deref().map_or("", named).to_owned(),
+                    l.chosen.as_deref().map_or("", words::named).to_owned(),
                     l.chosen_loss.map_or(String::new(), loss),
                     all.collect::<Vec<_>>().join(" · "),
                 ]

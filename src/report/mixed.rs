@@ -8,7 +8,7 @@ use crate::mixed::sensitivity::{Layer, Sensitivity};
 
 use super::document::{Document, Fact, Table};
 use super::figures::{Figures, Front, LayerLoss, Line, Point, Run, Sensitivities};
-use super::palette::FLOAT;
+use super::words::{FLOAT, named};
 use super::words::{bytes, count, loss, percent, signed_percent};
 
 /// What a choice with its measurements draws.
@@ -82,7 +82,7 @@ pub fn of_assignment(found: &Sensitivity, chosen: &Chosen, max_drop: Option<f64>
     }
     let mut layers: BTreeMap<&str, usize> = BTreeMap::new();
     for (_, format) in &chosen.formats {
-        *layers.entry(super::palette::named(format)).or_default() += 1;
+        *layers.entry(named(format)).or_default() += 1;
     }
     for (format, n) in layers {
         facts.push(Fact::new(format, n.to_string(), "layers"));
@@ -92,10 +92,7 @@ pub fn of_assignment(found: &Sensitivity, chosen: &Chosen, max_drop: Option<f64>
         (None, Some(max), Some(v)) => Some((true, held(v, max))),
         _ => None,
     };
-    let float = chosen
-        .formats
-        .iter()
-        .filter(|(_, f)| super::palette::named(f) == FLOAT);
+    let float = chosen.formats.iter().filter(|(_, f)| named(f) == FLOAT);
     let float = float.map(|(l, _)| {
         vec![
             l.clone(),

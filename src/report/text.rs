@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::document::Document;
 use super::figures::{Front, Line, Picture, Sensitivities, TensorHistogram};
-use super::palette::named;
+use super::words::named;
 use super::words::{bytes, decibels, loss, number, percent, short, shortened, table};
 
 /// Characters of the longest bar.

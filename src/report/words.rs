@@ -2,6 +2,25 @@
 
 use std::fmt::Write as _;
 
+/// What runs in float.
+pub(crate) const FLOAT: &str = "float";
+/// What moves quantized values, or is merged into the operator before it.
+pub(crate) const FOLLOWS: &str = "follows";
+
+/// `WEIGHTS/ACTIVATIONS` for reports, of an operator without weights `ACTIVATIONS`; float where nothing is quantized.
+pub(crate) fn label(weights: Option<&str>, activations: Option<&str>) -> String {
+    match (weights, activations) {
+        (None, None) => FLOAT.to_owned(),
+        (None, Some(a)) => a.to_owned(),
+        (Some(w), a) => format!("{w}/{}", a.unwrap_or("none")),
+    }
+}
+
+/// The name of a format as reports give it.
+pub(crate) fn named(format: &str) -> &str {
+    if format == "fp32/none" { FLOAT } else { format }
+}
+
 /// A table with aligned columns; the first row is the head. Columns of numbers are aligned to the right.
 pub(crate) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);

@@ -1,7 +1,7 @@
 //! The book: its commands run in order in one folder, its output is that of the program, its reference is made here.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use onnx_quant::passes::registry;
 
@@ -84,15 +84,21 @@ fn every_command_of_the_book_runs() {
     assert!(ran >= 15, "only {ran} commands were found");
 }
 
-/// Reference pages are no part of the repository: they are written here, so that they are never old.
-fn write_page(name: &str, text: &str) {
-    if std::fs::read_to_string(source(name)).ok().as_deref() != Some(text) {
-        std::fs::write(source(name), text).unwrap();
+/// What is made from the program is what the repository holds.
+fn is_current(file: &Path, text: &str) {
+    if std::fs::read_to_string(file).ok().as_deref() == Some(text) {
+        return;
     }
+    assert!(
+        updates(),
+        "{} is old: UPDATE_DOCS=1 cargo test --test cli book writes it",
+        file.display()
+    );
+    std::fs::write(file, text).unwrap();
 }
 
 #[test]
-fn the_reference_of_commands_is_written() {
+fn the_reference_of_commands_is_current() {
     let dir = Sandbox::new();
     let mut text = String::from(
         "# Commands\n\nMade from the program. `onnx-quant COMMAND --help` prints the same.\n",
@@ -110,11 +116,11 @@ fn the_reference_of_commands_is_written() {
         );
     }
     assert!(text.contains("\n## quantize\n") && text.contains("--max-drop"));
-    write_page("commands.md", &text);
+    is_current(&source("commands.md"), &text);
 }
 
 #[test]
-fn the_reference_of_passes_is_written() {
+fn the_reference_of_passes_is_current() {
     let mut text = String::from(
         "# Passes\n\nMade from the heads of their files. `onnx-quant passes --explain NAME` prints the same.\n",
     );
@@ -137,18 +143,23 @@ fn the_reference_of_passes_is_written() {
         );
     }
     assert!(text.contains("\n## insert_qdq\n") && text.contains("### When it does not fire"));
-    write_page("passes.md", &text);
+    is_current(&source("passes.md"), &text);
+}
+
+#[test]
+fn the_schema_of_the_configuration_is_current() {
+    let text = Sandbox::new().line("config --schema").ends(0).stdout;
+    is_current(&source("../onnx-quant.schema.json"), &text);
 }
 
 #[test]
 fn links_of_the_book_lead_somewhere() {
-    let made = |c: &String| c == "commands.md" || c == "passes.md";
-    for chapter in chapters().into_iter().filter(|c| !made(c)) {
+    for chapter in chapters() {
         let text = read(&chapter);
         for link in text.split("](").skip(1) {
             let target = link.split(')').next().unwrap_or("");
             let local = !target.contains("://") && !target.starts_with('#');
-            if local && !made(&target.to_owned()) {
+            if local {
                 assert!(source(target).exists(), "{chapter} links to {target}");
             }
         }

@@ -4,34 +4,16 @@ use std::str::FromStr as _;
 
 use onnx_quant_numerics::format::{Format, Granularity};
 
-use super::figures::Figures;
+use crate::report::figures::Figures;
+use crate::report::words::{FLOAT, FOLLOWS, named};
 
 /// Colours for formats; further formats share the last.
 const COLOURS: usize = 8;
 
-/// What runs in float.
-pub(crate) const FLOAT: &str = "float";
-/// What moves quantized values, or is merged into the operator before it.
-pub(crate) const FOLLOWS: &str = "follows";
-
 /// The formats of a report, each with its number: 0 is float, 1 to 8 are formats, 9 follows its neighbours, 10 is an
 /// input or an output.
-pub(crate) struct Palette {
+pub(super) struct Palette {
     formats: Vec<String>,
-}
-
-/// `WEIGHTS/ACTIVATIONS` for reports, of an operator without weights `ACTIVATIONS`; float where nothing is quantized.
-pub(crate) fn label(weights: Option<&str>, activations: Option<&str>) -> String {
-    match (weights, activations) {
-        (None, None) => FLOAT.to_owned(),
-        (None, Some(a)) => a.to_owned(),
-        (Some(w), a) => format!("{w}/{}", a.unwrap_or("none")),
-    }
-}
-
-/// The name of a format as reports give it.
-pub(crate) fn named(format: &str) -> &str {
-    if format == "fp32/none" { FLOAT } else { format }
 }
 
 /// A name with what it leaves open: `int8/uint8:tensor` and `int8:channel/uint8` are one format.
@@ -55,7 +37,7 @@ fn bits(format: &str) -> (u32, u32) {
 
 impl Palette {
     /// The formats that stand in the figures, those of most bits first.
-    pub(crate) fn of(figures: &Figures) -> Self {
+    pub(super) fn of(figures: &Figures) -> Self {
         let graph = figures.graph.iter().flat_map(|g| &g.nodes);
         let layers = figures.sensitivity.iter().flat_map(|s| &s.layers);
         let mut formats: Vec<String> = graph
@@ -70,7 +52,7 @@ impl Palette {
     }
 
     /// The number of a format's colour.
-    pub(crate) fn number(&self, format: &str) -> usize {
+    pub(super) fn number(&self, format: &str) -> usize {
         match canonical(format).as_str() {
             FLOAT => 0,
             FOLLOWS => COLOURS + 1,
@@ -83,7 +65,7 @@ impl Palette {
     }
 
     /// Number and name of each colour among these formats, in order.
-    pub(crate) fn legend<'a>(&self, used: impl Iterator<Item = &'a str>) -> Vec<(usize, String)> {
+    pub(super) fn legend<'a>(&self, used: impl Iterator<Item = &'a str>) -> Vec<(usize, String)> {
         let mut found: Vec<(usize, String)> = Vec::new();
         for format in used.map(canonical) {
             let number = self.number(&format);
@@ -102,8 +84,8 @@ impl Palette {
 
 #[cfg(test)]
 mod tests {
-    use super::super::figures::{Picture, Vertex};
     use super::*;
+    use crate::report::figures::{Picture, Vertex};
 
     #[test]
     fn what_a_name_leaves_open_is_filled_in() {
