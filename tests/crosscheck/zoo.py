@@ -5,7 +5,8 @@
 For each entry: `onnx-quant quantize` with one and with two threads gives the same bytes; the file passes onnx's checker,
 holds no initializer that nothing uses and loads in onnxruntime; onnxruntime leaves no Conv, Gemm or MatMul with a
 constant weight in float but those that the report lists with a reason; outputs of tract (`onnx-quant run`) and of
-onnxruntime agree; the metric and the signal-to-noise ratio hold the limits below. The figures go into
+onnxruntime agree; the metric and the signal-to-noise ratio hold the limits below; `init` and then `quantize` alone, in a folder with
+the model and its data, write a model. The figures go into
 OUTPUT_FOLDER/figures.json. The exit code is 1 where something does not hold.
 
 onnxruntime runs with `session.x64quantprecision=1`: without it its kernels saturate on processors without VNNI, and
@@ -16,6 +17,7 @@ the judgement would be about the machine. Where the two engines are compared it 
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import time
@@ -293,6 +295,25 @@ class Entry:
         if labels.exists() and abs(own / self.figures["metric"] - 1) > 1 - AGREEMENT:
             self.fault(f"`check` measures {own:.4f} where onnxruntime has {self.figures['metric']}")
 
+    def configured(self):
+        """`init`, then `quantize` with no other argument, in a folder with the model and its data."""
+        folder = self.file.parent / "configured"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for path in self.folder.iterdir():
+            # The content alone: a zoo may be read-only.
+            shutil.copyfile(path, folder / path.name)
+        run([self.binary, "init", "model.onnx"], cwd=folder)
+        run([self.binary, "quantize", "--quiet"], cwd=folder)
+        written = sorted(set(folder.glob("*.onnx")) - {folder / p.name for p in self.folder.glob("*.onnx")})
+        if len(written) != 1:
+            self.fault(f"`init` and `quantize` wrote {[p.name for p in written]}, not one model")
+        for path in written:
+            onnx.checker.check_model(str(path), full_check=True)
+            if path.stat().st_size > 0.5 * (folder / "model.onnx").stat().st_size:
+                self.fault("the model that `init` and `quantize` wrote is more than half as large as before")
+        shutil.rmtree(folder)
+
     def judge(self):
         for what, action in [
             ("quantize", self.quantize),
@@ -300,6 +321,7 @@ class Entry:
             ("engines", self.engines),
             ("quality", self.quality),
             ("check", self.check),
+            ("init", self.configured),
         ]:
             if not self.step(what, action) and what == "quantize":
                 break
