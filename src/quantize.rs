@@ -84,6 +84,10 @@ impl Quantized {
         let figures = &mut self.report.figures;
         (figures.front, figures.sensitivity) = (drawn.front, drawn.sensitivity);
         self.report.chosen.clone_from(&mixed.chosen.verdict);
+        if let (Some(budget), Some(v)) = (&mut self.report.budget, &mixed.chosen.verdict) {
+            // A drop that may be chance alone does not hold a budget that must hold with a confidence.
+            budget.held &= v.upper <= budget.max_drop;
+        }
         self.mixed = Some(mixed);
     }
 

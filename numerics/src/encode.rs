@@ -38,87 +38,23 @@ pub fn quantize_groups(
         .collect();
     if info.storage_bits == 16 {
         let mut out = vec![[0u8; 2]; data.len()];
-        linear(data, grouping, &within, &mut out, |code| {
-            (code as u16).to_le_bytes()
+        let tasks = out.par_chunks_mut(TASK).enumerate();
+        tasks.for_each_init(Columns::default, |columns, (task, out)| {
+            let task = Task::new(data, grouping, task * TASK, out.len());
+            task.linear(&within, columns, out, |code| (code as u16).to_le_bytes());
         });
         return Ok(out.into_flattened());
     }
-    let mut out = vec![0u8; data.len()];
-    linear(data, grouping, &within, &mut out, |code| code as u8);
-    Ok(pack_codes(out, info.storage_bits))
-}
-
-/// The parameters of all groups, each field a column, so that loops over neighbouring groups vectorize.
-struct Columns {
-    scale: Vec<f32>,
-    low: Vec<f32>,
-    high: Vec<f32>,
-    zero_point: Vec<i32>,
-}
-
-impl Columns {
-    fn new(params: &[QParams]) -> Option<Self> {
-        let kernels: Option<Vec<Kernel>> = params.iter().map(Kernel::new).collect();
-        let kernels = kernels?;
-        Some(Columns {
-            scale: kernels.iter().map(|k| k.scale).collect(),
-            low: kernels.iter().map(|k| k.low).collect(),
-            high: kernels.iter().map(|k| k.high).collect(),
-            zero_point: kernels.iter().map(|k| k.zero_point).collect(),
-        })
-    }
-
-    fn kernel(&self, p: usize) -> Kernel {
-        Kernel {
-            scale: self.scale[p],
-            low: self.low[p],
-            high: self.high[p],
-            zero_point: self.zero_point[p],
-        }
-    }
-}
-
-fn linear<T: Send>(
-    data: &[f32],
-    grouping: Grouping,
-    params: &[QParams],
-    out: &mut [T],
-    store: impl Fn(i32) -> T + Sync,
-) {
-    let Some(columns) = Columns::new(params) else {
-        for (at, (out, &x)) in out.iter_mut().zip(data).enumerate() {
-            *out = store(quantize_wide(x, &params[grouping.group_of(at)]));
-        }
-        return;
-    };
-    grouping.par_runs(data, out, &|data, out, place| match place {
-        Place::One(p) => {
-            let kernel = columns.kernel(p);
-            for (out, &x) in out.iter_mut().zip(data) {
-                *out = store(kernel.code(x));
-            }
-        }
-        Place::Each(first) => {
-            let places = first..first + data.len();
-            let scales = columns.scale[places.clone()]
-                .iter()
-                .zip(&columns.zero_point[places.clone()]);
-            let bounds = columns.low[places.clone()]
-                .iter()
-                .zip(&columns.high[places]);
-            for ((out, &x), ((&scale, &zero_point), (&low, &high))) in
-                out.iter_mut().zip(data).zip(scales.zip(bounds))
-            {
-                let kernel = Kernel {
-                    scale,
-                    low,
-                    high,
-                    zero_point,
-                };
-                *out = store(kernel.code(x));
-            }
-        }
-    });
+    let bits = info.storage_bits;
+    Ok(packed(
+        data.len(),
+        bits,
+        Columns::default,
+        |columns, start, out| {
+            let task = Task::new(data, grouping, start, out.len());
+            task.linear(&within, columns, out, |code| code as u8);
+        },
+    ))
 }
 
 /// Rounds to a float format with one scale for each group: the code nearest to `x / scale`, saturating.
@@ -132,18 +68,153 @@ pub fn encode_groups(
     element: MiniFloat,
 ) -> Result<Vec<u8>, LayoutError> {
     grouping.check(data.len(), scales.len())?;
-    let mut out = vec![0u8; data.len()];
     let encoder = Encoder::new(element);
-    grouping.par_runs(data, &mut out, &|data, out, place| match place {
-        Place::One(p) => element.encode_scaled(data, scales[p], out),
-        Place::Each(first) => {
-            let scales = &scales[first..first + data.len()];
-            for ((out, &x), &scale) in out.iter_mut().zip(data).zip(scales) {
-                *out = encoder.code(x / scale);
+    Ok(packed(
+        data.len(),
+        element.bits(),
+        || (),
+        |(), start, out| {
+            let task = Task::new(data, grouping, start, out.len());
+            task.runs(out, |data, out, place| match place {
+                Place::One(p) => element.encode_scaled(data, scales[p], out),
+                Place::Each(first) => {
+                    let scales = &scales[first..first + data.len()];
+                    for ((out, &x), &scale) in out.iter_mut().zip(data).zip(scales) {
+                        *out = encoder.code(x / scale);
+                    }
+                }
+            });
+        },
+    ))
+}
+
+/// The values from `start` on that one task turns into codes.
+struct Task<'a> {
+    data: &'a [f32],
+    grouping: Grouping,
+    start: usize,
+}
+
+impl<'a> Task<'a> {
+    fn new(data: &'a [f32], grouping: Grouping, start: usize, len: usize) -> Self {
+        Task {
+            data: &data[start..start + len],
+            grouping,
+            start,
+        }
+    }
+
+    fn runs<T>(&self, out: &mut [T], mut f: impl FnMut(&[f32], &mut [T], Place)) {
+        let start = self.start;
+        self.grouping
+            .runs(start..start + self.data.len(), |run, place| {
+                let run = run.start - start..run.end - start;
+                f(&self.data[run.clone()], &mut out[run], place);
+            });
+    }
+
+    fn linear<T>(
+        &self,
+        params: &[QParams],
+        columns: &mut Columns,
+        out: &mut [T],
+        store: impl Fn(i32) -> T,
+    ) {
+        self.runs(out, |data, out, place| match place {
+            Place::One(p) => match Kernel::new(&params[p]) {
+                Some(kernel) => {
+                    for (out, &x) in out.iter_mut().zip(data) {
+                        *out = store(kernel.code(x));
+                    }
+                }
+                None => {
+                    for (out, &x) in out.iter_mut().zip(data) {
+                        *out = store(quantize_wide(x, &params[p]));
+                    }
+                }
+            },
+            Place::Each(first) => {
+                let params = &params[first..first + data.len()];
+                if columns.hold(first, params) {
+                    for ((out, &x), kernel) in out.iter_mut().zip(data).zip(columns.kernels()) {
+                        *out = store(kernel.code(x));
+                    }
+                } else {
+                    for ((out, &x), params) in out.iter_mut().zip(data).zip(params) {
+                        *out = store(quantize_wide(x, params));
+                    }
+                }
             }
+        });
+    }
+}
+
+/// The parameters of neighbouring groups, each field a column, so that loops over them vectorize.
+#[derive(Default)]
+struct Columns {
+    first: usize,
+    scale: Vec<f32>,
+    low: Vec<f32>,
+    high: Vec<f32>,
+    zero_point: Vec<i32>,
+}
+
+impl Columns {
+    /// Takes the parameters of the groups from `first` on; false where there is no kernel for one.
+    fn hold(&mut self, first: usize, params: &[QParams]) -> bool {
+        if self.first == first && self.scale.len() == params.len() {
+            return true;
+        }
+        self.first = first;
+        self.scale.clear();
+        self.low.clear();
+        self.high.clear();
+        self.zero_point.clear();
+        for kernel in params.iter().map_while(Kernel::new) {
+            self.scale.push(kernel.scale);
+            self.low.push(kernel.low);
+            self.high.push(kernel.high);
+            self.zero_point.push(kernel.zero_point);
+        }
+        self.scale.len() == params.len()
+    }
+
+    fn kernels(&self) -> impl Iterator<Item = Kernel> {
+        let bounds = self.low.iter().zip(&self.high);
+        let steps = self.scale.iter().zip(&self.zero_point);
+        steps
+            .zip(bounds)
+            .map(|((&scale, &zero_point), (&low, &high))| Kernel {
+                scale,
+                low,
+                high,
+                zero_point,
+            })
+    }
+}
+
+/// The packed codes of `len` values: `fill` writes those from a position on, one byte each, for one task after another
+/// with a state that tasks of a thread share.
+fn packed<S>(
+    len: usize,
+    bits: u32,
+    state: impl Fn() -> S + Sync + Send,
+    fill: impl Fn(&mut S, usize, &mut [u8]) + Sync + Send,
+) -> Vec<u8> {
+    let mut out = vec![0u8; (len * bits as usize).div_ceil(8)];
+    let tasks = out.par_chunks_mut(TASK / 8 * bits as usize).enumerate();
+    let buffer = || (state(), vec![0u8; if bits < 8 { TASK } else { 0 }]);
+    tasks.for_each_init(buffer, |(state, codes), (task, out)| {
+        let start = task * TASK;
+        if bits == 8 {
+            fill(state, start, out);
+        } else {
+            let codes = &mut codes[..TASK.min(len - start)];
+            fill(state, start, codes);
+            pack_into(codes, bits, out);
         }
     });
-    Ok(pack_codes(out, element.bits()))
+    out
 }
 
 /// Packs codes of one byte each, in parallel.
@@ -152,20 +223,17 @@ pub fn pack_codes(codes: Vec<u8>, bits: u32) -> Vec<u8> {
         return codes;
     }
     let mut out = vec![0u8; (codes.len() * bits as usize).div_ceil(8)];
-    let bytes = TASK / 8 * bits as usize;
-    out.par_chunks_mut(bytes)
+    out.par_chunks_mut(TASK / 8 * bits as usize)
         .zip(codes.par_chunks(TASK))
-        .for_each(|(out, codes)| {
-            if bits == 4 {
-                pack_nibbles(codes, out);
-            } else {
-                out.copy_from_slice(&pack(codes, bits));
-            }
-        });
+        .for_each(|(out, codes)| pack_into(codes, bits, out));
     out
 }
 
-fn pack_nibbles(codes: &[u8], out: &mut [u8]) {
+fn pack_into(codes: &[u8], bits: u32, out: &mut [u8]) {
+    if bits != 4 {
+        out.copy_from_slice(&pack(codes, bits));
+        return;
+    }
     let (eights, rest) = codes.as_chunks::<8>();
     let (whole, last) = out.split_at_mut(eights.len() * 4);
     for (word, eight) in whole.as_chunks_mut::<4>().0.iter_mut().zip(eights) {

@@ -4,6 +4,8 @@
 //! group `a` is the index `a` of the axis; with blocks, group `(o·blocks + a / block)·inner + i`, which is the order of
 //! the scales of a blocked DequantizeLinear (ONNX standard, from version 21).
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use crate::channel::{Layout, LayoutError, channel_ranges};
@@ -138,38 +140,28 @@ impl Grouping {
         }
     }
 
-    /// Calls `f` for runs of neighbouring values and the matching part of `out`, in parallel; the caller has checked
-    /// the lengths.
-    pub(crate) fn par_runs<T: Send>(
-        &self,
-        data: &[f32],
-        out: &mut [T],
-        f: &(impl Fn(&[f32], &mut [T], Place) + Sync),
-    ) {
+    /// Calls `f` for the runs of neighbouring values that `range` consists of, with the groups of each.
+    pub(crate) fn runs(&self, range: Range<usize>, mut f: impl FnMut(Range<usize>, Place)) {
         let length = self.row_length();
-        if data.is_empty() || length == 0 {
-            return;
-        }
-        if length > TASK {
-            let rows = data.chunks(length).zip(out.chunks_mut(length));
-            for (row, (data, out)) in rows.enumerate() {
-                long_row(&self.row(row), data, out, f);
-            }
-            return;
-        }
-        let rows = TASK / length;
-        data.par_chunks(rows * length)
-            .zip(out.par_chunks_mut(rows * length))
-            .enumerate()
-            .for_each(|(task, (data, out))| {
-                let pairs = data.chunks(length).zip(out.chunks_mut(length));
-                for (row, (data, out)) in pairs.enumerate() {
-                    match self.row(task * rows + row) {
-                        Row::Run(place) => f(data, out, place),
-                        Row::Blocks(first, block) => blocks(first, block, data, out, f),
+        let mut at = range.start;
+        while at < range.end {
+            let (row, within) = (at / length, at % length);
+            let end = (at + length - within).min(range.end);
+            match self.row(row) {
+                Row::Run(Place::One(group)) => f(at..end, Place::One(group)),
+                Row::Run(Place::Each(first)) => f(at..end, Place::Each(first + within)),
+                Row::Blocks(first, block) => {
+                    let mut group = first + within / block;
+                    let mut left = block - within % block;
+                    while at < end {
+                        let next = (at + left).min(end);
+                        f(at..next, Place::One(group));
+                        (at, group, left) = (next, group + 1, block);
                     }
                 }
-            });
+            }
+            at = end;
+        }
     }
 
     /// Smallest and largest value of each group; (NaN, NaN) where a group holds NaN, (0, 0) where it is empty.
@@ -177,24 +169,38 @@ impl Grouping {
     /// # Errors
     /// [`LayoutError::Length`] if `data` does not fill the grouping.
     pub fn ranges(&self, data: &[f32]) -> Result<Vec<(f32, f32)>, LayoutError> {
-        let Some(block) = self.block else {
-            return channel_ranges(data, self.layout);
-        };
+        self.map_ranges(data, |_, range| range)
+    }
+
+    /// `f` of the [`Grouping::ranges`] of each group, in order of the groups.
+    pub(crate) fn map_ranges<R: Send>(
+        &self,
+        data: &[f32],
+        f: impl Fn(usize, (f32, f32)) -> R + Sync,
+    ) -> Result<Vec<R>, LayoutError> {
         self.layout.check(data.len())?;
         let Layout {
             channels, inner, ..
         } = self.layout;
+        if let (Some(block), 1, false) = (self.block, inner, data.is_empty())
+            && channels % block == 0
+        {
+            let blocks = data.par_chunks(block).with_min_len((TASK / block).max(1));
+            return Ok(blocks.enumerate().map(|(g, x)| f(g, min_max(x))).collect());
+        }
+        let ranges = match self.block {
+            Some(block) => self.block_ranges(data, block),
+            None => channel_ranges(data, self.layout)?,
+        };
+        let all = ranges.par_iter().with_min_len(TASK).enumerate();
+        Ok(all.map(|(group, &range)| f(group, range)).collect())
+    }
+
+    fn block_ranges(&self, data: &[f32], block: usize) -> Vec<(f32, f32)> {
+        let inner = self.layout.inner;
         let mut ranges = vec![(0.0, 0.0); self.count()];
         if data.is_empty() {
-            return Ok(ranges);
-        }
-        if inner == 1 && channels % block == 0 {
-            ranges
-                .par_iter_mut()
-                .with_min_len((TASK / block).max(1))
-                .zip(data.par_chunks(block))
-                .for_each(|(range, block)| *range = min_max(block));
-            return Ok(ranges);
+            return ranges;
         }
         let in_row = self.blocks_in_row();
         let least = (TASK / (block * inner)).max(1);
@@ -209,11 +215,11 @@ impl Grouping {
                     many => many.copy_from_slice(&row_min_max(part, inner)),
                 }
             });
-        Ok(ranges)
+        ranges
     }
 
     /// The values of block `b` of row `o`, all inner indices of it.
-    fn block_range(&self, o: usize, b: usize, block: usize) -> std::ops::Range<usize> {
+    fn block_range(&self, o: usize, b: usize, block: usize) -> Range<usize> {
         let Layout {
             channels, inner, ..
         } = self.layout;
@@ -266,40 +272,6 @@ impl Grouping {
     }
 }
 
-fn blocks<T>(
-    first: usize,
-    block: usize,
-    data: &[f32],
-    out: &mut [T],
-    f: &impl Fn(&[f32], &mut [T], Place),
-) {
-    for (b, (data, out)) in data.chunks(block).zip(out.chunks_mut(block)).enumerate() {
-        f(data, out, Place::One(first + b));
-    }
-}
-
-fn long_row<T: Send>(
-    row: &Row,
-    data: &[f32],
-    out: &mut [T],
-    f: &(impl Fn(&[f32], &mut [T], Place) + Sync),
-) {
-    let length = match row {
-        Row::Blocks(_, block) => (TASK / block).max(1) * block,
-        Row::Run(_) => TASK,
-    };
-    data.par_chunks(length)
-        .zip(out.par_chunks_mut(length))
-        .enumerate()
-        .for_each(|(part, (data, out))| match row {
-            Row::Run(Place::One(p)) => f(data, out, Place::One(*p)),
-            Row::Run(Place::Each(p)) => f(data, out, Place::Each(p + part * length)),
-            Row::Blocks(first, block) => {
-                blocks(first + part * (length / block), *block, data, out, f);
-            }
-        });
-}
-
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
@@ -326,17 +298,19 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
-        fn all_ways_name_the_same_groups(grouping in any()) {
+        fn all_ways_name_the_same_groups(grouping in any(), task in 1usize..5000) {
             let data: Vec<f32> = (0..grouping.len()).map(|i| (i * 7919 % 10_007) as f32).collect();
             let mut members = vec![Vec::new(); grouping.count()];
             for (at, &x) in data.iter().enumerate() {
                 members[grouping.group_of(at)].push(x);
             }
             let mut places = vec![usize::MAX; data.len()];
-            grouping.par_runs(&data, &mut places, &|_, out, place| match place {
-                Place::One(p) => out.fill(p),
-                Place::Each(p) => out.iter_mut().enumerate().for_each(|(i, o)| *o = p + i),
-            });
+            for start in (0..data.len()).step_by(task) {
+                grouping.runs(start..(start + task).min(data.len()), |run, place| match place {
+                    Place::One(p) => places[run].fill(p),
+                    Place::Each(p) => places[run].iter_mut().enumerate().for_each(|(i, o)| *o = p + i),
+                });
+            }
             for (at, &place) in places.iter().enumerate() {
                 prop_assert_eq!(place, grouping.group_of(at));
             }

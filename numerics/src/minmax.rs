@@ -35,14 +35,30 @@ impl Extremes {
         self.nan[lane] |= if x.is_nan() { u32::MAX } else { 0 };
     }
 
-    fn finish(self) -> (f32, f32) {
-        if self.nan.iter().any(|&nan| nan != 0) {
+    fn finish(mut self) -> (f32, f32) {
+        let mut half = LANES / 2;
+        while half > 0 {
+            for lane in 0..half {
+                let (min, max) = (self.min[lane + half], self.max[lane + half]);
+                self.min[lane] = if min < self.min[lane] {
+                    min
+                } else {
+                    self.min[lane]
+                };
+                self.max[lane] = if max > self.max[lane] {
+                    max
+                } else {
+                    self.max[lane]
+                };
+                self.nan[lane] |= self.nan[lane + half];
+            }
+            half /= 2;
+        }
+        if self.nan[0] != 0 {
             return (f32::NAN, f32::NAN);
         }
-        let min = self.min.into_iter().fold(f32::INFINITY, f32::min);
-        let max = self.max.into_iter().fold(f32::NEG_INFINITY, f32::max);
         // Which zero wins depends on the order of the values; adding 0 leaves +0 of both.
-        (min + 0.0, max + 0.0)
+        (self.min[0] + 0.0, self.max[0] + 0.0)
     }
 }
 

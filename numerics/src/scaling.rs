@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
@@ -138,32 +139,52 @@ pub fn choose_params(
     grouping: Grouping,
     how: &WeightQuantizer,
 ) -> Result<Vec<QParams>, ScalingError> {
-    let ranges = grouping.ranges(data)?;
-    let of = |group: usize, (low, high): (f32, f32)| {
-        params_of(low, high, how).map_err(|source| ScalingError::Range { group, source })
+    let fixed = match how.base {
+        Base::Fixed { fraction, .. } => {
+            let scale = pow2(-i32::from(fraction));
+            Some(QParams::for_type(scale, 0, how.base))
+        }
+        _ => None,
     };
-    if let Base::Fixed { fraction, .. } = how.base {
-        let fixed = QParams::for_type(pow2(-i32::from(fraction)), 0, how.base);
-        return ranges
-            .into_iter()
-            .enumerate()
-            .map(|(g, r)| of(g, r).map(|_| fixed))
-            .collect();
+    let any = QParams::for_type(1.0, 0, how.base);
+    let of = |(low, high)| params_of(low, high, how).map(|params| fixed.unwrap_or(params));
+    if fixed.is_some() || how.calibrator == WeightCalibrator::MinMax {
+        return map_ranges(data, grouping, any, of);
     }
-    let widest: Result<Vec<QParams>, _> =
-        ranges.iter().enumerate().map(|(g, &r)| of(g, r)).collect();
-    let widest = widest?;
-    if how.calibrator == WeightCalibrator::MinMax {
-        return Ok(widest);
-    }
+    let both = |range| Ok((range, of(range)?));
+    let widest = map_ranges(data, grouping, ((0.0, 0.0), any), both)?;
     Ok(grouping.map_groups(data, |group, values| {
-        let (low, high) = ranges[group];
+        let ((low, high), widest) = widest[group];
         let trial = |factor: f32| {
-            let params = params_of(low * factor, high * factor, how).unwrap_or(widest[group]);
+            let params = params_of(low * factor, high * factor, how).unwrap_or(widest);
             (squared_error(values, &params), params)
         };
-        least(widest[group], squared_error(values, &widest[group]), trial)
+        least(widest, squared_error(values, &widest), trial)
     }))
+}
+
+/// `f` of the range of each group; the error is that of the first group that has one.
+fn map_ranges<R: Send + Sync + Copy>(
+    data: &[f32],
+    grouping: Grouping,
+    otherwise: R,
+    f: impl Fn((f32, f32)) -> Result<R, RangeError> + Sync,
+) -> Result<Vec<R>, ScalingError> {
+    // A vector of plain values is filled in place by all threads, one of results is not.
+    let failed = Mutex::new(None);
+    let found = grouping.map_ranges(data, |group, range| {
+        f(range).unwrap_or_else(|source| {
+            let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
+            if failed.is_none_or(|(first, _)| group < first) {
+                *failed = Some((group, source));
+            }
+            otherwise
+        })
+    })?;
+    match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some((group, source)) => Err(ScalingError::Range { group, source }),
+        None => Ok(found),
+    }
 }
 
 fn params_of(low: f32, high: f32, how: &WeightQuantizer) -> Result<QParams, RangeError> {
@@ -238,14 +259,14 @@ pub fn choose_scales(
     calibrator: WeightCalibrator,
     kind: ScaleKind,
 ) -> Result<Vec<f32>, ScalingError> {
-    let magnitudes = magnitudes(data, grouping)?;
     let scale = |magnitude: f32| match magnitude {
         0.0 => 1.0,
         _ => kind.stored(magnitude / element.largest()),
     };
     if calibrator == WeightCalibrator::MinMax {
-        return Ok(magnitudes.into_iter().map(scale).collect());
+        return map_ranges(data, grouping, 1.0, |range| magnitude(range).map(scale));
     }
+    let magnitudes = magnitudes(data, grouping)?;
     Ok(grouping.map_groups(data, |group, values| {
         let widest = scale(magnitudes[group]);
         let trial = |factor: f32| {
@@ -261,15 +282,14 @@ pub fn choose_scales(
 /// # Errors
 /// Data that does not fit, or is not finite.
 pub(crate) fn magnitudes(data: &[f32], grouping: Grouping) -> Result<Vec<f32>, ScalingError> {
-    let ranges = grouping.ranges(data)?;
-    let magnitude = |(group, (min, max)): (usize, (f32, f32))| {
-        if min.is_finite() && max.is_finite() {
-            return Ok(max.max(-min).max(0.0));
-        }
-        let source = RangeError::NotFinite { min, max };
-        Err(ScalingError::Range { group, source })
-    };
-    ranges.into_iter().enumerate().map(magnitude).collect()
+    map_ranges(data, grouping, 0.0, magnitude)
+}
+
+fn magnitude((min, max): (f32, f32)) -> Result<f32, RangeError> {
+    if min.is_finite() && max.is_finite() {
+        return Ok(max.max(-min).max(0.0));
+    }
+    Err(RangeError::NotFinite { min, max })
 }
 
 /// `Σ (x − scale · element(x / scale))²`.

@@ -16,7 +16,7 @@ use onnx_quant::mixed::sensitivity::Sensitivity;
 use onnx_quant::numerics::observer::Calibrator;
 use onnx_quant::passes::settings::{QuantSettings, Selection};
 use onnx_quant::passes::target::Given;
-use onnx_quant::quantize::Job;
+use onnx_quant::quantize::{Job, Quantized};
 use onnx_quant::report;
 use serde::Serialize;
 
@@ -44,7 +44,7 @@ pub(crate) struct MeasureArgs {
     /// Samples on which the sensitivity of each layer is measured
     #[arg(long, value_name = "N", default_value = "64", value_parser = clap::value_parser!(u64).range(1..))]
     analysis_samples: u64,
-    /// Loss by which formats are compared: kl, mse, cosine, or local (fast, and a filter only)
+    /// Loss by which formats are compared: kl, mse, cosine, task (top-1 of --labels), or local (fast, and a filter only)
     /// [default: kl for classes and language models, else mse]
     #[arg(long, value_name = "NAME")]
     loss: Option<LossKind>,
@@ -189,6 +189,30 @@ impl AutoArgs {
             say(said(v));
         }
         Ok(Some(mixed))
+    }
+
+    /// Takes in how the layers were chosen, and judges the model again where accuracy recovery has changed it.
+    ///
+    /// # Errors
+    /// A model that cannot be run on the evaluation data.
+    pub(crate) fn finish(
+        &self,
+        mut mixed: Mixed,
+        job: &Job,
+        done: &mut Quantized,
+        engine: &Arc<dyn Engine>,
+        say: &mut dyn FnMut(String),
+    ) -> anyhow::Result<()> {
+        if !job.optimize.methods.is_empty() {
+            let models = (&done.float, &done.model);
+            let again = auto::judge_again(job, models, self.budget.confidence, engine)?;
+            if let Some(v) = again {
+                say(said(&v));
+                mixed.chosen.verdict = Some(v);
+            }
+        }
+        done.chosen_by(mixed, job.max_drop);
+        Ok(())
     }
 }
 
@@ -441,7 +465,13 @@ pub(crate) fn assign(args: &AssignArgs, global: &Global) -> anyhow::Result<Outco
     let chosen = auto::choose(&job, &ready, &found, &wish, &engine, &mut say)?;
     if let Some(built) = &chosen.built {
         let remarks = auto::remarks(&chosen, &found);
-        let text = plan_file::write(ready.float(), &built.settings, &built.plan, &remarks)?;
+        let text = plan_file::write(
+            ready.float(),
+            &built.settings,
+            &built.plan,
+            &job.optimize,
+            &remarks,
+        )?;
         save::write_atomically(&args.output, |f| f.write_all(text.as_bytes()))?;
     }
     show(&chosen, &found, args, global)?;

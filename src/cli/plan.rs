@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use onnx_quant::ir::{load, save};
 use onnx_quant::mixed::auto;
 use onnx_quant::mixed::plan_file::{self, PlanFile};
+use onnx_quant::optimize::Options;
 use onnx_quant::quantize::Quantized;
 
 /// A plan that is carried out, or written.
@@ -36,14 +37,14 @@ impl PlanArgs {
     }
 
     /// Writes the plan of what was done, where one is wanted.
-    pub(crate) fn save(&self, done: &Quantized) -> anyhow::Result<()> {
+    pub(crate) fn save(&self, done: &Quantized, optimize: &Options) -> anyhow::Result<()> {
         let Some(path) = &self.save_plan else {
             return Ok(());
         };
         let remarks = done.mixed.as_ref();
         let remarks = remarks.map(|m| auto::remarks(&m.chosen, &m.sensitivity));
         let remarks = remarks.unwrap_or_default();
-        let text = plan_file::write(&done.float, &done.settings, &done.plan, &remarks)?;
+        let text = plan_file::write(&done.float, &done.settings, &done.plan, optimize, &remarks)?;
         save::write_atomically(path, |f| f.write_all(text.as_bytes()))?;
         Ok(())
     }

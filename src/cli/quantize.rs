@@ -256,6 +256,9 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
     if let Some(plan) = &plan {
         job.settings = plan.settings()?;
         plan.check_target(&job.settings)?;
+        if job.optimize.methods.is_empty() {
+            job.optimize = plan.optimize(&job.optimize)?;
+        }
     }
     let mut say = |line: String| {
         if global.talks() {
@@ -272,7 +275,8 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
     }
     let mut done = quantize(&job, &engine, &mut say)?;
     if let Some(mixed) = mixed {
-        done.chosen_by(mixed, job.max_drop);
+        args.auto
+            .finish(mixed, &job, &mut done, &engine, &mut say)?;
     }
     if let Some(plan) = &plan {
         plan.check_done(&done.plan)?;
@@ -296,7 +300,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
             "the budget of --max-drop is exceeded (--force writes it all the same)".to_owned(),
         );
     }
-    args.plan.save(&done)?;
+    args.plan.save(&done, &job.optimize)?;
     if let Some(path) = &args.report {
         let document = report::summary::of_quantization(&done.report);
         report_file::write(path, &document, &done.report)?;

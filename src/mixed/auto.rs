@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use onnx_quant_ir::Model;
 use onnx_quant_ir::engine::Engine;
 use onnx_quant_numerics::format::Format;
 
@@ -67,7 +68,7 @@ pub struct Ready {
 
 impl Ready {
     /// The model as it was read.
-    pub fn float(&self) -> &onnx_quant_ir::Model {
+    pub fn float(&self) -> &Model {
         &self.calibrated.carried.float
     }
 }
@@ -119,6 +120,24 @@ pub fn run(
         sensitivity,
         chosen,
     })
+}
+
+/// What the finished model loses, where accuracy recovery has changed the one that was chosen.
+///
+/// # Errors
+/// A model that cannot be run on the evaluation data.
+pub fn judge_again(
+    job: &Job,
+    (float, model): (&Model, &Model),
+    confidence: f64,
+    engine: &Arc<dyn Engine>,
+) -> Result<Option<Verdict>, Error> {
+    let Some(evaluation) = Evaluation::open(job, float)? else {
+        return Ok(None);
+    };
+    let (data, labels) = evaluation.data();
+    let judge = Judge::new(engine, float, data, labels, confidence);
+    judge.judge(model).map(Some)
 }
 
 /// By layer: what its format loses.

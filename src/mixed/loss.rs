@@ -18,6 +18,9 @@ pub enum LossKind {
     Error,
     /// `1 − cosine`, the mean of all outputs.
     Cosine,
+    /// What top-1 accuracy loses on the labels. A share of few samples is coarse: of formats that lose no sample, the
+    /// divergence decides.
+    Task,
     /// Squared error over square of the layer's own output, without running what comes after: a fast filter only. It is
     /// blind to what the rest of the network makes of the error, and ranks layers badly.
     Local,
@@ -30,6 +33,7 @@ impl LossKind {
             Self::Kl => "KL divergence of the output (nats)",
             Self::Error => "squared error of the outputs / square of the outputs",
             Self::Cosine => "1 − cosine of the outputs",
+            Self::Task => "loss of top-1 accuracy",
             Self::Local => "squared error of the layer's own output / square of it",
         }
     }
@@ -37,7 +41,7 @@ impl LossKind {
     /// A loss that no format is worth: the output carries less than it errs.
     pub(super) fn hopeless(self) -> f64 {
         match self {
-            Self::Cosine => 0.5,
+            Self::Cosine | Self::Task => 0.5,
             _ => 1.0,
         }
     }
@@ -51,9 +55,10 @@ impl std::str::FromStr for LossKind {
             "kl" => Ok(Self::Kl),
             "mse" | "error" => Ok(Self::Error),
             "cosine" => Ok(Self::Cosine),
+            "task" => Ok(Self::Task),
             "local" => Ok(Self::Local),
             _ => Err(format!(
-                "there is no loss `{text}`: use kl, mse, cosine or local"
+                "there is no loss `{text}`: use kl, mse, cosine, task or local"
             )),
         }
     }
@@ -68,6 +73,9 @@ pub(super) fn kind_of(outputs: &[Tensor], labels: bool) -> LossKind {
         _ => LossKind::Error,
     }
 }
+
+/// Weight of the divergence beside a loss of accuracy.
+const DECIDES: f64 = 1e-3;
 
 /// The loss of a part of the samples; parts are merged in the order of the samples.
 #[derive(Debug, Clone)]
@@ -135,11 +143,13 @@ impl Loss {
             let sum: f64 = self.outputs.iter().map(f).sum();
             sum / self.outputs.len().max(1) as f64
         };
+        let kl = match self.kl.mean() {
+            Some(kl) if self.kl.non_finite_rows == 0 => kl,
+            _ => f64::MAX,
+        };
         let loss = match kind {
-            LossKind::Kl => match self.kl.mean() {
-                Some(kl) if self.kl.non_finite_rows == 0 => kl,
-                _ => f64::MAX,
-            },
+            LossKind::Kl => kl,
+            LossKind::Task => self.drop().unwrap_or(0.0).max(0.0) + kl * DECIDES,
             LossKind::Error | LossKind::Local => mean(&|c| match c.sqnr_db() {
                 db if db == f64::INFINITY => 0.0,
                 db => 10f64.powf(-db / 10.0),

@@ -106,6 +106,11 @@ impl Measuring<'_> {
             .analysis
             .loss
             .unwrap_or_else(|| kind_of(&first.outputs, self.subject.labels.is_some()));
+        if kind == LossKind::Task && self.subject.labels.is_none() {
+            return Err(Error::usage(
+                "the loss `task` is that of top-1 accuracy: give --labels of the evaluation data",
+            ));
+        }
         let mut sums: Vec<Vec<Sums>> = self
             .trials
             .iter()

@@ -20,6 +20,7 @@ use toml::Spanned;
 
 use super::settings_text::SettingsText;
 use crate::error::Error;
+use crate::optimize;
 
 /// The version of the file's layout.
 const VERSION: i64 = 1;
@@ -40,6 +41,8 @@ struct Document {
     #[serde(default)]
     settings: SettingsText,
     #[serde(default)]
+    optimize: Option<OptimizeSection>,
+    #[serde(default)]
     layer: Vec<LayerSection>,
     #[serde(default)]
     activation: Vec<ActivationSection>,
@@ -51,6 +54,17 @@ struct ModelSection {
     #[serde(default)]
     file: Option<String>,
     digest: Spanned<String>,
+}
+
+/// How accuracy was recovered, so that it is done again.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OptimizeSection {
+    methods: Spanned<String>,
+    #[serde(default)]
+    seed: u64,
+    #[serde(default)]
+    iterations: Option<usize>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -162,6 +176,24 @@ impl PlanFile {
             }
         }
         Ok(settings)
+    }
+
+    /// How the accuracy of the plan's model was recovered, in the memory of `given`; `given` where it was not.
+    ///
+    /// # Errors
+    /// Methods that are none, with the line.
+    pub fn optimize(&self, given: &optimize::Options) -> Result<optimize::Options, Error> {
+        let Some(section) = &self.document.optimize else {
+            return Ok(given.clone());
+        };
+        let methods = &section.methods;
+        let parsed = methods.get_ref().parse();
+        Ok(optimize::Options {
+            methods: parsed.map_err(|e: String| self.at(methods.span(), &e))?,
+            seed: section.seed,
+            iterations: section.iterations.unwrap_or(given.iterations),
+            memory: given.memory,
+        })
     }
 
     /// Refuses formats that the target has no operators for, unless they are written with basic ones.
@@ -331,6 +363,7 @@ pub fn write(
     model: &Model,
     settings: &QuantSettings,
     plan: &PrecisionPlan,
+    optimize: &optimize::Options,
     remarks: &BTreeMap<String, String>,
 ) -> Result<String, Error> {
     let mut out = String::from(
@@ -350,6 +383,15 @@ pub fn write(
     let _ = writeln!(out, "\n[settings]");
     let text = toml::to_string(&SettingsText::of(settings));
     out.push_str(&text.map_err(|e| Error::usage(e.to_string()))?);
+    if !optimize.methods.is_empty() {
+        let _ = writeln!(
+            out,
+            "\n[optimize]  # done again with --plan, on the same --calib data\nmethods = {}\nseed = {}\niterations = {}",
+            quoted(&optimize.methods.to_string()),
+            optimize.seed,
+            optimize.iterations
+        );
+    }
     for node in &plan.nodes {
         layer(&mut out, node, remarks);
     }

@@ -285,8 +285,9 @@ impl Hunt<'_, '_> {
         Ok(held)
     }
 
-    /// Takes layers down one step as long as the model holds: those first that lose least for what they save, and last
-    /// those whose neighbours make it worse.
+    /// Makes a model that holds smaller as long as it holds: layers go down one step, those first that lose least for
+    /// what they save and last those whose neighbours make it worse; then one layer gets more so that another can do
+    /// with less.
     fn exchange(&mut self, mut from: Assignment, found: &Sensitivity) -> Result<(), Error> {
         let mut excess: BTreeMap<&str, f64> = BTreeMap::new();
         for i in &found.interactions {
@@ -295,39 +296,109 @@ impl Hunt<'_, '_> {
             }
         }
         let problem = self.builder.problem;
-        let mut steps = Vec::new();
-        for (layer, (name, _, choices)) in problem.layers.iter().enumerate() {
-            let own = &choices[from.picks[layer]];
-            for (pick, c) in choices.iter().enumerate() {
-                let saved = problem.price(own).saturating_sub(problem.price(c));
-                if saved > 0 {
-                    let lost =
-                        c.loss - own.loss + excess.get(name.as_str()).copied().unwrap_or(0.0);
-                    steps.push((lost / saved as f64, layer, pick));
-                }
-            }
-        }
-        steps.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)).then(a.2.cmp(&b.2)));
         let mut failures = 0;
-        for (_, layer, pick) in steps {
-            if self.searched.runs.len() >= RUNS || failures >= 4 {
+        for step in Step::all(problem, &from, &excess) {
+            if step.saved <= 0 {
                 break;
             }
-            let own = &problem.layers[layer].2[from.picks[layer]];
-            if problem.price(&problem.layers[layer].2[pick]) >= problem.price(own) {
+            // An earlier step may have taken the layer down already, or a layer that must agree with it.
+            let own = problem.price(problem.chosen(&from, step.layer));
+            if problem.price(&problem.layers[step.layer].2[step.pick]) >= own {
                 continue;
             }
-            let Some(next) = problem.with(&from, layer, pick) else {
-                continue;
+            if self.ends(failures) {
+                return Ok(());
+            }
+            match problem.with(&from, step.layer, step.pick) {
+                Some(next) if self.holds(&next)? => from = next,
+                Some(_) => failures += 1,
+                None => {}
+            }
+        }
+        failures = 0;
+        while !self.ends(failures) {
+            let steps = Step::all(problem, &from, &excess);
+            let swaps = swaps(problem, &from, &steps);
+            let untried = |a: &Assignment| !self.known.contains_key(&a.picks);
+            let Some(next) = swaps.into_iter().find(untried) else {
+                break;
             };
-            if self.holds(&next)? {
-                from = next;
-            } else {
-                failures += 1;
+            match self.holds(&next)? {
+                true => from = next,
+                false => failures += 1,
             }
         }
         Ok(())
     }
+
+    /// Whether enough models were run, or enough of them in vain.
+    fn ends(&self, failures: usize) -> bool {
+        self.searched.runs.len() >= RUNS || failures >= 4
+    }
+}
+
+/// Another format for one layer.
+struct Step {
+    layer: usize,
+    pick: usize,
+    /// Cost that it saves; below zero where it costs more.
+    saved: i64,
+    /// Loss that it adds, with what neighbours make of it; below zero where it gains.
+    lost: f64,
+}
+
+impl Step {
+    /// All steps from an assignment: first those that save, by the loss for what they save, then the others.
+    fn all(problem: &Problem, from: &Assignment, excess: &BTreeMap<&str, f64>) -> Vec<Self> {
+        let mut steps = Vec::new();
+        for (layer, (name, _, choices)) in problem.layers.iter().enumerate() {
+            let own = &choices[from.picks[layer]];
+            let excess = excess.get(name.as_str()).copied().unwrap_or(0.0);
+            for (pick, c) in choices.iter().enumerate() {
+                let saved = problem.price(own).cast_signed() - problem.price(c).cast_signed();
+                if saved != 0 {
+                    let lost = c.loss - own.loss + excess * saved.signum() as f64;
+                    steps.push(Self {
+                        layer,
+                        pick,
+                        saved,
+                        lost,
+                    });
+                }
+            }
+        }
+        let key = |s: &Self| (s.saved < 0, s.lost / s.saved.unsigned_abs() as f64);
+        steps.sort_by(|a, b| {
+            let ((up, x), (other, y)) = (key(a), key(b));
+            let order = up.cmp(&other).then(x.total_cmp(&y));
+            order.then((a.layer, a.pick).cmp(&(b.layer, b.pick)))
+        });
+        steps
+    }
+}
+
+/// Steps of either direction from which exchanges are made.
+const PARTNERS: usize = 24;
+
+/// Assignments in which one layer gets more and another less, that cost less and by what was measured lose no more: the
+/// best first.
+fn swaps(problem: &Problem, from: &Assignment, steps: &[Step]) -> Vec<Assignment> {
+    let (down, up) = steps.split_at(steps.partition_point(|s| s.saved > 0));
+    let pairs = up.iter().take(PARTNERS).flat_map(|u| {
+        let down = down.iter().take(PARTNERS);
+        down.map(move |d| (u, d, u.saved + d.saved, u.lost + d.lost))
+    });
+    let mut pairs: Vec<_> = pairs
+        .filter(|&(u, d, saved, lost)| u.layer != d.layer && saved > 0 && lost <= 0.0)
+        .collect();
+    pairs.sort_by(|a, b| (a.3 / a.2 as f64).total_cmp(&(b.3 / b.2 as f64)));
+    let both = |(u, d, _, _): (&Step, &Step, i64, f64)| {
+        let raised = problem.with(from, u.layer, u.pick)?;
+        let next = problem.with(&raised, d.layer, d.pick)?;
+        // Layers that must agree may have undone the one by the other, or made it cost more.
+        (problem.cost_of(&next) < problem.cost_of(from)).then_some(next)
+    };
+    pairs.into_iter().filter_map(both).collect()
 }
 
 /// Why nothing holds: the best that was seen, and the layers that lose most in it.

@@ -20,8 +20,6 @@ use crate::error::Error;
 /// Values by sample.
 type Samples = Vec<(usize, Vec<f32>)>;
 
-/// Bytes that the samples of a block may take.
-const BYTES: usize = 512 << 20;
 /// Samples in a step.
 const BATCH: usize = 16;
 /// One sample in this many is held out to judge by.
@@ -346,16 +344,18 @@ pub(super) fn samples(
     (float, float_flow): (&Model, &Flow<'_>),
     (quantized, quantized_flow): (&Model, &Flow<'_>),
     (first, last): (ValueId, ValueId),
-    drop: bool,
+    options: &Options,
 ) -> Result<Option<[Data; 2]>, Error> {
+    let drop = options.methods.has(Method::Qdrop);
+    let bytes = options.memory / if drop { 3 } else { 2 };
     let (Some(inputs), Some(targets)) = (
-        gather(quantized, quantized_flow, first)?,
-        gather(float, float_flow, last)?,
+        gather(quantized, quantized_flow, first, bytes)?,
+        gather(float, float_flow, last, bytes)?,
     ) else {
         return Ok(None);
     };
     let exact = match drop {
-        true => gather(float, float_flow, first)?,
+        true => gather(float, float_flow, first, bytes)?,
         false => None,
     };
     let mut parts = [Data::default(), Data::default()];
@@ -369,8 +369,13 @@ pub(super) fn samples(
     Ok(Some(parts))
 }
 
-/// A value by sample, as many as the memory for one value takes; `None` where its first axis does not count samples.
-fn gather(model: &Model, flow: &Flow<'_>, value: ValueId) -> Result<Option<Samples>, Error> {
+/// A value by sample, as many as fit into `limit` bytes; `None` where its first axis does not count samples.
+fn gather(
+    model: &Model,
+    flow: &Flow<'_>,
+    value: ValueId,
+    limit: usize,
+) -> Result<Option<Samples>, Error> {
     let split = |batch: &Batch, tensors: Vec<Tensor>| {
         let tensor = &tensors[0];
         let whole = tensor.dims().first() == Some(&((batch.samples + batch.padded) as i64));
@@ -394,7 +399,7 @@ fn gather(model: &Model, flow: &Flow<'_>, value: ValueId) -> Result<Option<Sampl
             };
             for (i, s) in samples.into_iter().enumerate() {
                 bytes += s.len() * 4;
-                if bytes <= BYTES / 2 {
+                if bytes <= limit {
                     all.push((first + i, s));
                 }
             }

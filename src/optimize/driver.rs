@@ -284,8 +284,8 @@ impl Walk<'_> {
             (self.model, &self.flows[0]),
             (&self.quantized, &self.flows[1]),
         ];
-        let drop = self.options.methods.has(Method::Qdrop);
-        let Some(samples) = blocks::samples(sides[0], sides[1], (first, last), drop)? else {
+        let samples = blocks::samples(sides[0], sides[1], (first, last), self.options)?;
+        let Some(samples) = samples else {
             return Ok(());
         };
         let learned = blocks::learn(&found, &members, &samples, self.options);
