@@ -10,12 +10,14 @@ mod cache;
 pub mod candidates;
 mod chunks;
 pub mod digest;
+mod errors;
 pub mod judge;
 mod layers;
 pub mod loss;
 mod measure;
 #[cfg(feature = "config")]
 pub mod plan_file;
+mod refine;
 pub mod search;
 pub mod sensitivity;
 pub mod settings_text;

@@ -267,6 +267,35 @@ impl KlDivergence {
     }
 }
 
+/// The vector whose squared length is, to second order, the sum of the Kullback–Leibler divergences of the candidate's
+/// rows: `√2 · (√Q − √P)`. Those of several changes add up to that of all. Rows that are not finite give zeros.
+///
+/// # Errors
+/// [`MetricError`] if the sides differ in length or do not divide into rows.
+pub fn kl_direction(
+    reference: &[f32],
+    candidate: &[f32],
+    row: usize,
+) -> Result<Vec<f32>, MetricError> {
+    same_length(reference, candidate)?;
+    let mut moved = Vec::with_capacity(reference.len());
+    for (p, q) in rows_of(reference, row)?.zip(rows_of(candidate, row)?) {
+        if p.iter().chain(q).any(|x| !x.is_finite()) {
+            moved.extend(p.iter().map(|_| 0.0));
+            continue;
+        }
+        let (p, q) = match is_distribution(p) {
+            true => (floored(p), floored(q)),
+            false => (softmax(p), softmax(q)),
+        };
+        let root = |(p, q): (&(f64, f64), &(f64, f64))| {
+            (std::f64::consts::SQRT_2 * (q.0.sqrt() - p.0.sqrt())) as f32
+        };
+        moved.extend(p.iter().zip(&q).map(root));
+    }
+    Ok(moved)
+}
+
 /// A distribution as pairs of probability and its logarithm.
 type Distribution = Vec<(f64, f64)>;
 

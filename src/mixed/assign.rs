@@ -12,6 +12,7 @@ use onnx_quant_passes::plan::PrecisionPlan;
 use onnx_quant_passes::settings::QuantSettings;
 
 use super::candidates::{Candidate, Pin};
+use super::errors;
 use super::sensitivity::{Layer, Sensitivity, name};
 use super::ties::Ties;
 use crate::error::Error;
@@ -71,6 +72,8 @@ pub struct Choosable {
     pub bops: u64,
     /// Microseconds of a sample.
     pub micros: Option<f64>,
+    /// Where it moves the model's outputs, of length one; empty where that is not known.
+    pub direction: Vec<f32>,
 }
 
 /// The layers with the formats that each may get, and which layers must agree.
@@ -185,6 +188,19 @@ impl Problem {
         })
     }
 
+    #[cfg(test)]
+    pub(super) fn of_layers(layers: Vec<(String, u64, Vec<Choosable>)>, cost: Cost) -> Self {
+        Self {
+            ties: Ties::none(layers.len()),
+            layers,
+            cost,
+            total: (0, 0),
+            ranges: BTreeMap::new(),
+            between: BTreeMap::new(),
+            floats: BTreeMap::new(),
+        }
+    }
+
     /// Leaves a format out for a layer, where another one stays.
     pub fn ban(&mut self, layer: usize, choice: &Choosable) -> bool {
         let choices = &mut self.layers[layer].2;
@@ -209,7 +225,7 @@ impl Problem {
     }
 
     /// An assignment with its sums. A tensor that several layers share is stored once.
-    fn assignment(&self, picks: Vec<usize>) -> Assignment {
+    pub(super) fn assignment(&self, picks: Vec<usize>) -> Assignment {
         let chosen = || self.layers.iter().zip(&picks).map(|((_, _, c), &p)| &c[p]);
         let bytes = |g: &Vec<usize>| {
             let of = |&l: &usize| self.layers[l].2[picks[l]].bytes;
@@ -399,6 +415,7 @@ fn choosable(layer: &Layer) -> Result<Vec<Choosable>, Error> {
         bytes: layer.float_bytes,
         bops: layer.macs.saturating_mul(1024),
         micros: layer.float_micros,
+        direction: Vec::new(),
     }];
     for m in &layer.formats {
         let (Some(w), Some(loss)) = (&m.weights, m.loss) else {
@@ -411,6 +428,11 @@ fn choosable(layer: &Layer) -> Result<Vec<Choosable>, Error> {
             bytes: m.bytes,
             bops: layer.macs.saturating_mul(m.bits),
             micros: m.micros,
+            direction: m
+                .direction
+                .as_deref()
+                .and_then(errors::read)
+                .unwrap_or_default(),
         });
     }
     Ok(all)

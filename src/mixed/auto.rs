@@ -14,7 +14,7 @@ use super::candidates::{self, Candidate, Pin};
 use super::digest;
 use super::judge::{Judge, Verdict};
 use super::loss::LossKind;
-use super::search::{self, Builder, Built, Trade};
+use super::search::{self, Builder, Built, Rater, Trade};
 use super::sensitivity::Sensitivity;
 use crate::error::Error;
 use crate::metadata;
@@ -308,6 +308,23 @@ pub fn choose(
         let (data, labels) = e.data();
         Judge::new(engine, float, data, labels, wish.confidence)
     });
+    let own;
+    let samples = match (&ready.evaluation, &job.calibration) {
+        (Some(e), _) => {
+            let (data, labels) = e.data();
+            own = data.clone().limit(found.samples);
+            Some((&own, labels))
+        }
+        (None, Some(spec)) => {
+            own = spec.open(ready.calibrated.model())?.limit(found.samples);
+            Some((&own, None))
+        }
+        (None, None) => None,
+    };
+    let rater = samples.map(|(data, labels)| Rater {
+        judge: Judge::new(engine, float, data, labels, wish.confidence),
+        kind: found.loss,
+    });
     let mut chosen = Chosen {
         built: None,
         verdict: None,
@@ -333,7 +350,7 @@ pub fn choose(
             (chosen.failure, runs) = (searched.failure, searched.runs);
         }
         (Some(budget), max_drop, judge) => {
-            let built = search::within(&builder, budget, say)?;
+            let built = search::within(&builder, budget, rater.as_ref(), say)?;
             if let Some(judge) = judge {
                 let verdict = judge.judge(&built.model)?;
                 runs.push((built.assignment.clone(), built.bytes, verdict.clone()));

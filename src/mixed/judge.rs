@@ -10,7 +10,7 @@ use onnx_quant_numerics::metrics::{Compare, Perplexity, argmax};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::loss::values;
+use super::loss::{Loss, LossKind, values};
 use crate::calibrate::windows;
 use crate::data::{Batch, DataSet, Labels};
 use crate::error::Error;
@@ -105,20 +105,48 @@ impl<'a> Judge<'a> {
     /// # Errors
     /// A model that cannot be run, or outputs that cannot be compared.
     pub fn judge(&self, candidate: &Model) -> Result<Verdict, Error> {
+        let of = |r: &[Tensor], c: &[Tensor], b: &Batch| self.sampler.samples_of(r, c, b);
+        let all: Vec<Vec<Sample>> = self.run(candidate, &of)?;
+        self.sampler.verdict(&all.concat())
+    }
+
+    /// The loss of the candidate by which formats are compared.
+    ///
+    /// # Errors
+    /// A model that cannot be run, or outputs that cannot be compared.
+    pub(super) fn loss(&self, candidate: &Model, kind: LossKind) -> Result<f64, Error> {
+        let of = |r: &[Tensor], c: &[Tensor], b: &Batch| {
+            let mut loss = Loss::default();
+            loss.add((r, c), b, self.sampler.labels)?;
+            Ok(loss)
+        };
+        let mut sum = Loss::default();
+        for part in self.run(candidate, &of)? {
+            sum.merge(&part);
+        }
+        Ok(sum.value(kind))
+    }
+
+    /// What `of` says of the outputs of both models, batch by batch.
+    fn run<T: Send>(
+        &self,
+        candidate: &Model,
+        of: &(impl Fn(&[Tensor], &[Tensor], &Batch) -> Result<T, Error> + Sync),
+    ) -> Result<Vec<T>, Error> {
         let candidate = Prepared::new(self.engine, candidate, Vec::new());
-        let mut all: Vec<Sample> = Vec::with_capacity(self.data.len());
+        let mut all = Vec::new();
         for window in windows(self.data, rayon::current_num_threads()) {
             let parts = window?
                 .par_iter()
                 .map(|b| {
                     let r = self.reference(b)?;
                     let c = candidate.run(self.data, b, None)?;
-                    self.sampler.samples_of(&r, &c, b)
+                    of(&r, &c, b)
                 })
                 .collect::<Result<Vec<_>, Error>>()?;
-            all.extend(parts.into_iter().flatten());
+            all.extend(parts);
         }
-        self.sampler.verdict(&all)
+        Ok(all)
     }
 
     /// The outputs of the float model, which are kept while they are few.

@@ -165,6 +165,11 @@ impl Measuring<'_> {
         Ok(found)
     }
 
+    /// Samples that are looked at.
+    fn samples(&self) -> usize {
+        self.analysis.samples.min(self.subject.data.len())
+    }
+
     /// What the cached results belong to.
     fn key(&self) -> String {
         let a = self.analysis;
@@ -219,6 +224,7 @@ impl Measuring<'_> {
         for (mine, theirs) in sums.iter_mut().flatten().zip(parts.into_iter().flatten()) {
             mine.loss.merge(&theirs.loss);
             mine.local.merge(&theirs.local);
+            mine.errors.merge(&theirs.errors);
             mine.refused = mine.refused.take().or(theirs.refused);
             mine.bytes = mine.bytes.max(theirs.bytes);
         }
@@ -300,8 +306,9 @@ impl Measuring<'_> {
             let mut replaced =
                 |l: usize, _: &[Tensor]| (l == layer).then(|| own.take().map(Ok)).flatten();
             let outputs = chunks.rerun(&r.values, piece.at, &mut replaced)?;
-            sums.loss
-                .add((&r.outputs, &outputs), &r.batch, self.subject.labels)?;
+            let both = (r.outputs.as_slice(), outputs.as_slice());
+            sums.loss.add(both, &r.batch, self.subject.labels)?;
+            sums.errors.add(kind, both, &r.batch, self.samples())?;
             // Later batches would say the same of a format that leaves nothing of the signal.
             if !self.analysis.thorough && sums.loss.value(kind) > 4.0 * kind.hopeless() {
                 break;
@@ -382,6 +389,7 @@ impl Measuring<'_> {
                 sqnr_db: s.loss.sqnr_db().filter(|_| possible),
                 local_sqnr_db: s.local.sqnr_db().filter(|_| possible),
                 drop: s.loss.drop().filter(|_| possible),
+                direction: s.errors.direction().filter(|_| possible),
                 samples: s.loss.samples.max(s.local.samples),
                 bytes: s.bytes,
                 bits: trial.bits(),

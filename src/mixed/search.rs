@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::assign::{Assignment, Budget, Problem, title};
 use super::judge::{Judge, Verdict};
+use super::loss::LossKind;
 use super::sensitivity::Sensitivity;
 use crate::error::Error;
 use crate::extend::Stage;
@@ -96,53 +97,123 @@ impl Builder<'_> {
     }
 }
 
-/// The best model whose cost is within a budget.
+/// Complete models that are run to choose among them: those that are best by what was measured of single layers.
+const RATED: usize = 16;
+/// The same where all choices are few.
+const RATED_OF_FEW: usize = 64;
+
+/// Runs complete models on the samples of the analysis.
+pub struct Rater<'a> {
+    /// What runs them.
+    pub judge: Judge<'a>,
+    /// Their loss.
+    pub kind: LossKind,
+}
+
+/// The best model whose cost is within a budget: of the best by what was measured of single layers the one that loses
+/// least when it is run, where there is data to run.
 ///
 /// # Errors
 /// A budget that no assignment holds, with the least that can be had.
-pub fn within(builder: &Builder<'_>, budget: Budget, say: Say<'_>) -> Result<Built, Error> {
+pub fn within(
+    builder: &Builder<'_>,
+    budget: Budget,
+    rater: Option<&Rater<'_>>,
+    say: Say<'_>,
+) -> Result<Built, Error> {
     let problem = builder.problem;
     let weights = problem.weights();
     let (front, _) = problem.front();
     let least = front
         .first()
         .ok_or_else(|| Error::usage("no layer has a format to choose"))?;
+    let mut best = |limit: u64, none: String| match problem.solve(limit) {
+        None => Err(Error::usage(none)),
+        Some(_) => rated(builder, limit, u64::MAX, rater, say),
+    };
     match budget {
-        Budget::Size(limit) => size(builder, limit, least, say),
+        Budget::Size(limit) => {
+            let (built, layers) = size(builder, limit, least, say)?;
+            let better = rated(builder, layers, limit, rater, say)?;
+            Ok(if better.bytes <= limit { better } else { built })
+        }
         Budget::AvgBits(bits) => {
             let limit = (bits * weights as f64 / 8.0) as u64;
             let have = least.bytes as f64 * 8.0 / weights as f64;
-            let found = problem.solve(limit).ok_or_else(|| {
-                Error::usage(format!("no plan has {bits} bits a weight: the least is {have:.2}; give --candidates of fewer bits"))
-            })?;
-            builder.build(&found)
+            best(
+                limit,
+                format!(
+                    "no plan has {bits} bits a weight: the least is {have:.2}; give --candidates of fewer bits"
+                ),
+            )
         }
-        Budget::Bops(limit) => {
-            let found = problem.solve(limit as u64).ok_or_else(|| {
-                Error::usage(format!(
-                    "no plan has {limit:.3e} bit operations: the least is {:.3e}",
-                    least.bops as f64
-                ))
-            })?;
-            builder.build(&found)
-        }
-        Budget::Latency(limit) => {
-            let found = problem.solve((limit * 1000.0) as u64).ok_or_else(|| {
-                Error::usage(format!("no plan takes {limit} microseconds: `analyze --latency` measures what can be had"))
-            })?;
-            builder.build(&found)
-        }
+        Budget::Bops(limit) => best(
+            limit as u64,
+            format!(
+                "no plan has {limit:.3e} bit operations: the least is {:.3e}",
+                least.bops as f64
+            ),
+        ),
+        Budget::Latency(limit) => best(
+            (limit * 1000.0) as u64,
+            format!(
+                "no plan takes {limit} microseconds: `analyze --latency` measures what can be had"
+            ),
+        ),
     }
 }
 
+/// Of the best assignments whose layers cost at most `limit` the model that loses least, if its file has at most `bytes`.
+fn rated(
+    builder: &Builder<'_>,
+    limit: u64,
+    bytes: u64,
+    rater: Option<&Rater<'_>>,
+    say: Say<'_>,
+) -> Result<Built, Error> {
+    let problem = builder.problem;
+    let choices = problem.layers.iter();
+    let few = choices.fold(1usize, |n, (_, _, c)| n.saturating_mul(c.len())) <= 20_000;
+    let count = match rater {
+        None => 1,
+        Some(_) if few => RATED_OF_FEW,
+        Some(_) => RATED,
+    };
+    let assignments = problem.best(limit, count);
+    let rate = |a: &Assignment| -> Result<(f64, Built), Error> {
+        let built = builder.build(a)?;
+        let loss = match rater {
+            Some(r) if built.bytes <= bytes => r.judge.loss(&built.model, r.kind)?,
+            Some(_) => f64::INFINITY,
+            None => 0.0,
+        };
+        Ok((loss, built))
+    };
+    let mut best: Option<(f64, Built)> = None;
+    for a in &assignments {
+        let (loss, built) = rate(a)?;
+        if best.as_ref().is_none_or(|(least, _)| loss < *least) {
+            best = Some((loss, built));
+        }
+    }
+    let (loss, built) = best.ok_or_else(|| Error::usage("no layer has a format to choose"))?;
+    if rater.is_some() {
+        say(format!(
+            "assign      of {} plans that were run the best loses {loss:.3e}",
+            assignments.len()
+        ));
+    }
+    Ok(built)
+}
+
 /// What stands in the file beside the layers is known when a model is built: the limit of the layers is corrected by it
-/// until the file fits.
+/// until the file fits. Also the bytes that are left for the layers.
 fn size(
     builder: &Builder<'_>,
     limit: u64,
     least: &Assignment,
     say: Say<'_>,
-) -> Result<Built, Error> {
+) -> Result<(Built, u64), Error> {
     let smallest = builder.build(least)?;
     let none = || {
         Error::usage(format!(
@@ -176,7 +247,8 @@ fn size(
             other += built.bytes - limit;
         }
     }
-    Ok(best)
+    let layers = limit.saturating_sub(best.bytes) + best.assignment.bytes;
+    Ok((best, layers))
 }
 
 /// The result of a search.
@@ -202,7 +274,7 @@ pub fn smallest(
     found: &Sensitivity,
     say: Say<'_>,
 ) -> Result<Searched, Error> {
-    let (mut front, _) = builder.problem.front();
+    let mut front = builder.problem.front_together();
     front.retain(|a| builder.problem.quantizes(a));
     let mut searched = Searched {
         built: None,

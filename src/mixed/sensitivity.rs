@@ -107,6 +107,10 @@ pub struct Measured {
     /// What top-1 accuracy lost on the samples, where there are labels.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub drop: Option<f64>,
+    /// Where it moves the outputs: the direction of a vector whose squared length is the loss, as half precision numbers
+    /// in hexadecimal digits. Layers whose directions are alike make more loss together than the sum.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub direction: Option<String>,
     /// Samples that were run: fewer where the format is hopeless, or its loss too small to matter.
     pub samples: usize,
     /// Bytes stored.

@@ -3,6 +3,7 @@
 use onnx_quant_numerics::affine::QParams;
 use onnx_quant_numerics::format::Format;
 
+use super::errors::Errors;
 use super::loss::{Loss, LossKind};
 use super::variant::Input;
 
@@ -41,6 +42,8 @@ impl Trial {
 pub(super) struct Sums {
     pub(super) loss: Loss,
     pub(super) local: Loss,
+    /// Where the outputs move to.
+    pub(super) errors: Errors,
     /// Why it is not possible.
     pub(super) refused: Option<String>,
     pub(super) bytes: u64,
@@ -57,22 +60,28 @@ impl Sums {
 }
 
 /// The sums as bits, for the cache.
-pub(super) fn to_bits(s: &Sums) -> [Vec<u64>; 3] {
-    [s.loss.to_bits(), s.local.to_bits(), vec![s.bytes]]
+pub(super) fn to_bits(s: &Sums) -> [Vec<u64>; 4] {
+    [
+        s.loss.to_bits(),
+        s.local.to_bits(),
+        vec![s.bytes],
+        s.errors.to_bits(),
+    ]
 }
 
 /// The sums of all trials of a layer from their bits.
 pub(super) fn from_bits(bits: &[Vec<u64>], trials: usize) -> Option<Vec<Sums>> {
-    if bits.len() != 3 * trials {
+    if bits.len() != 4 * trials {
         return None;
     }
-    bits.chunks_exact(3)
+    bits.chunks_exact(4)
         .map(|b| {
             Some(Sums {
                 loss: Loss::from_bits(&b[0])?,
                 local: Loss::from_bits(&b[1])?,
                 refused: None,
                 bytes: *b[2].first()?,
+                errors: Errors::from_bits(&b[3]),
             })
         })
         .collect()

@@ -40,6 +40,14 @@ impl Ties {
         Self { shared, streams }
     }
 
+    #[cfg(test)]
+    pub(super) fn none(layers: usize) -> Self {
+        Self {
+            shared: (0..layers).map(|l| vec![l]).collect(),
+            streams: vec![None; layers],
+        }
+    }
+
     /// The streams that layers read in few bits, with their formats.
     pub(super) fn read(
         &self,
