@@ -127,7 +127,7 @@ fn d_forward(bencher: Bencher<'_, '_>, case: &Case) {
     let prepare = |batch: &Batch| {
         let request = Request {
             feed: data.shapes_of(batch),
-            observe: Vec::new(),
+            ..Request::default()
         };
         let session = engine().prepare(&model, &request);
         session.expect("the model runs")

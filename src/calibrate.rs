@@ -12,7 +12,7 @@ use onnx_quant_ir::Model;
 use onnx_quant_ir::engine::{Engine, Observed};
 use onnx_quant_numerics::stats::{Samples, TensorStats};
 use onnx_quant_passes::calibration::Calibration;
-use onnx_quant_passes::observation::Point;
+use onnx_quant_passes::observation::{self, Point, Watched};
 use rayon::prelude::*;
 
 use crate::data::{Batch, DataSet};
@@ -20,6 +20,7 @@ use crate::error::Error;
 use crate::prepared::Prepared;
 use crate::progress;
 
+pub mod auto;
 pub mod file;
 
 /// The most samples that are run at once on one thread where the model's batch is free.
@@ -75,8 +76,16 @@ pub fn gather(
     known: Calibration,
     keep: Keep<'_>,
 ) -> Result<Calibration, Error> {
-    let names = points.iter().map(|p| p.key.clone()).collect();
-    let prepared = Prepared::new(engine, model, names);
+    let plan = observation::plan(model, points);
+    let names = plan.iter().map(|w| points[w.point].key.clone()).collect();
+    // Statistics without channels know of no axis but that of the samples.
+    let plain = |w: &Watched| {
+        let follows = w.clamped.as_ref().map(|c| c.point);
+        let mut all = [Some(w.point), follows].into_iter().flatten();
+        all.all(|p| points[p].axes.is_empty())
+    };
+    let unordered = (0..plan.len()).filter(|&i| plain(&plan[i])).collect();
+    let prepared = Prepared::new(engine, model, names).unordered(unordered);
     let bar = progress::bar("calibrate", data.len());
     let mut all = known;
     let done = all.parts.last().map_or(0, |range| range.1);
@@ -87,7 +96,8 @@ pub fn gather(
         .skip_while(|b| b.as_ref().is_ok_and(|b| b.first_sample < done))
         .peekable();
     while source.peek().is_some() {
-        let cells: Vec<Mutex<TensorStats>> = points.iter().map(|p| take(&mut all, p)).collect();
+        let mut known = |point: usize| take(&mut all, &points[point]);
+        let cells: Vec<Mutex<Cell>> = plan.iter().map(|w| Cell::new(w, &mut known)).collect();
         let ran = Mutex::new(Vec::new());
         let epoch = source.by_ref().take(EPOCH).par_bridge();
         epoch.try_for_each(|batch| -> Result<(), Error> {
@@ -100,9 +110,13 @@ pub fn gather(
             bar.inc(batch.samples as u64);
             Ok(())
         })?;
-        for (point, cell) in points.iter().zip(cells) {
-            let stats = cell.into_inner().unwrap_or_else(PoisonError::into_inner);
-            all.values.insert(point.key.clone(), stats);
+        for (watched, cell) in plan.iter().zip(cells) {
+            let cell = cell.into_inner().unwrap_or_else(PoisonError::into_inner);
+            let mut put = |point: usize, stats| all.values.insert(points[point].key.clone(), stats);
+            put(watched.point, cell.stats);
+            if let (Some(clamped), Some((_, stats))) = (&watched.clamped, cell.clamped) {
+                put(clamped.point, stats);
+            }
         }
         for (first, end) in lock(&ran).drain(..) {
             all.count(first, end);
@@ -113,9 +127,35 @@ pub fn gather(
     Ok(all)
 }
 
-fn take(all: &mut Calibration, point: &Point) -> Mutex<TensorStats> {
+/// The statistics of a watched value, and of the clamped one that follows from it with its upper bound.
+struct Cell {
+    stats: TensorStats,
+    clamped: Option<(f32, TensorStats)>,
+}
+
+impl Cell {
+    fn new(watched: &Watched, known: &mut dyn FnMut(usize) -> TensorStats) -> Mutex<Self> {
+        let clamped = watched.clamped.as_ref();
+        Mutex::new(Cell {
+            stats: known(watched.point),
+            clamped: clamped.map(|c| (c.upper, known(c.point))),
+        })
+    }
+
+    fn observe(&mut self, samples: Samples, seen: &Observed<'_>) {
+        match &mut self.clamped {
+            None => self.stats.observe(samples, seen.dims, seen.data),
+            Some((upper, clamped)) => {
+                self.stats
+                    .observe_clamped(clamped, *upper, samples, seen.dims, seen.data);
+            }
+        }
+    }
+}
+
+fn take(all: &mut Calibration, point: &Point) -> TensorStats {
     let known = all.values.remove(&point.key);
-    Mutex::new(known.unwrap_or_else(|| TensorStats::new(&point.axes)))
+    known.unwrap_or_else(|| TensorStats::new(&point.axes))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -126,15 +166,14 @@ fn observe(
     prepared: &Prepared,
     data: &DataSet,
     batch: &Batch,
-    cells: &[Mutex<TensorStats>],
+    cells: &[Mutex<Cell>],
 ) -> Result<(), Error> {
     let samples = Samples {
         first: batch.first_sample as u64,
         count: batch.samples,
         padded: batch.padded,
     };
-    let mut observer =
-        |seen: Observed<'_>| lock(&cells[seen.index]).observe(samples, seen.dims, seen.data);
+    let mut observer = |seen: Observed<'_>| lock(&cells[seen.index]).observe(samples, &seen);
     prepared.run(data, batch, Some(&mut observer))?;
     Ok(())
 }

@@ -19,7 +19,7 @@ mod store;
 mod submodel;
 mod tables;
 mod tasks;
-mod trial;
+pub(crate) mod trial;
 
 pub use driver::{Outcome, optimize};
 pub use methods::{Method, Methods};

@@ -16,6 +16,7 @@ const SHAPES: usize = 64;
 pub(crate) struct Prepared {
     cache: SessionCache,
     observe: Vec<String>,
+    unordered: Vec<usize>,
 }
 
 impl Prepared {
@@ -23,7 +24,14 @@ impl Prepared {
         Self {
             cache: SessionCache::new(Arc::clone(engine), Arc::new(model.clone()), SHAPES),
             observe,
+            unordered: Vec::new(),
         }
+    }
+
+    /// Lets the runtime hand out these values with their axes in another order; see [`Request::unordered`].
+    pub(crate) fn unordered(mut self, places: Vec<usize>) -> Self {
+        self.unordered = places;
+        self
     }
 
     /// Runs a batch; see [`onnx_quant_ir::engine::Session::run`].
@@ -36,6 +44,7 @@ impl Prepared {
         let request = Request {
             feed: data.shapes_of(batch),
             observe: self.observe.clone(),
+            unordered: self.unordered.clone(),
         };
         Ok(self.cache.get(&request)?.run(&batch.tensors, observer)?)
     }

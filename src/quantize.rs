@@ -7,6 +7,7 @@ use onnx_quant_ir::Model;
 use onnx_quant_ir::engine::Engine;
 use onnx_quant_ir::save::ExternalData;
 use onnx_quant_numerics::format::Base;
+use onnx_quant_numerics::observer::Calibrator;
 use onnx_quant_passes::calibration::Calibration;
 use onnx_quant_passes::plan::{Precision, PrecisionPlan};
 use onnx_quant_passes::settings::QuantSettings;
@@ -314,6 +315,10 @@ pub(crate) fn calibrate(
         let mut calibrated = normalized.calibrated(settings, calibration);
         let given = calibrated.calibration().map(|c| c.notes.clone());
         let notes = &mut calibrated.carried.notes;
+        if method == Calibrator::Auto {
+            let note = "auto chose the best of each tensor by its statistics: to judge by outputs, give --calib instead of --stats";
+            notes.push(note.to_owned());
+        }
         notes.extend(given.unwrap_or_default());
         if samples < of {
             notes.push(format!(
@@ -352,6 +357,14 @@ pub(crate) fn calibrate(
         ""
     };
     say(format!("calibrate   {samples} samples, {method}{dry}"));
+    if method == Calibrator::Auto {
+        let chosen = calibrated
+            .carried
+            .notes
+            .iter()
+            .find(|n| n.starts_with("auto chose"));
+        say(format!("calibrate   {}", chosen.map_or("", String::as_str)));
+    }
     Ok((calibrated, data.skipped()))
 }
 

@@ -46,7 +46,7 @@ use onnx_quant_passes::observation;
 use onnx_quant_passes::plan::{Precision, PrecisionPlan};
 use onnx_quant_passes::settings::QuantSettings;
 
-use crate::calibrate;
+use crate::calibrate::auto;
 use crate::check::CheckReport;
 use crate::data::DataSet;
 use crate::error::Error;
@@ -205,19 +205,22 @@ impl Normalized {
     }
 
     /// Runs the model on data and gathers the statistics of its activations; observers of the user see the same data.
+    /// Where the settings ask for the calibrator `auto`, they then hold the one that it chose ([`mod@auto`]).
     ///
     /// # Errors
     /// Data that does not fit, or a model that the engine cannot run.
     pub fn calibrate(
         mut self,
-        settings: QuantSettings,
+        mut settings: QuantSettings,
         data: &DataSet,
         engine: &Arc<dyn Engine>,
     ) -> Result<Calibrated, Error> {
         let wanted = self.wanted(&settings)?;
         let points = observation::points(&self.model, &settings).map_err(Error::Usage)?;
-        let calibration = calibrate::calibrate(&self.model, engine, data, &points)?;
+        let (calibration, tried) =
+            auto::calibrate(&self.model, &mut settings, engine, data, &points)?;
         let notes = &mut self.carried.notes;
+        notes.extend(tried.map(|t| t.to_string()));
         notes.extend(data.notes());
         if calibration.samples < data.len() {
             notes.push(format!(

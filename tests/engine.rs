@@ -4,6 +4,7 @@
 //! to these tests. Without it a test says so and passes.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -62,6 +63,7 @@ fn request(names: &[String], feed: &[Tensor], observe: Vec<String>) -> Request {
             .map(|(n, t)| (n.clone(), t.dtype(), dims(t)))
             .collect(),
         observe,
+        ..Request::default()
     }
 }
 
@@ -344,4 +346,43 @@ fn median(model: &Model, names: &[String], feed: &[Tensor], observe: Vec<String>
         .collect();
     times.sort_by(f64::total_cmp);
     times[times.len() / 2]
+}
+
+#[test]
+fn unordered_values_have_the_same_elements_in_each_index_of_the_first_axis() {
+    let text = r#"<ir_version: 8, opset_import: ["" : 17]>
+        net (float[2, 6, 3] x) => (float[2, 6, 4] y) <float[4, 3, 1] w = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}> {
+            t = Transpose <perm = [0, 2, 1]> (x)
+            c = Conv (t, w)
+            r = Relu (c)
+            b = Transpose <perm = [0, 2, 1]> (r)
+            y = Softmax (b)
+        }"#;
+    let model = onnx_quant_ir::text::parse(text).unwrap();
+    let data: Vec<f32> = (0..36).map(|i| (i * 7 % 36) as f32 - 18.0).collect();
+    let feed = [Tensor::from_f32(&[2, 6, 3], &data)];
+    let names = ["x".to_owned()];
+    let watched: Vec<String> = ["t", "c", "r", "b"].map(str::to_owned).into();
+    let seen = |unordered: Vec<usize>| {
+        let request = Request {
+            unordered,
+            ..request(&names, &feed, watched.clone())
+        };
+        let mut all = BTreeMap::new();
+        let mut observer = |seen: Observed<'_>| {
+            let length = seen.data.len() / seen.dims[0];
+            let sorted = seen.data.chunks(length).map(|part| {
+                let mut part = part.to_vec();
+                part.sort_by(f32::total_cmp);
+                part
+            });
+            all.insert(seen.index, (seen.dims[0], sorted.collect::<Vec<_>>()));
+        };
+        let session = TractEngine.prepare(&model, &request).unwrap();
+        session.run(&feed, Some(&mut observer)).unwrap();
+        all
+    };
+    let ordered = seen(vec![]);
+    assert_eq!(ordered.len(), 4);
+    assert_eq!(seen(vec![0, 1, 2, 3]), ordered);
 }

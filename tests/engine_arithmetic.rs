@@ -40,6 +40,7 @@ fn request(feed: &[(&str, &Tensor)], observe: &[&str]) -> Request {
             })
             .collect(),
         observe: observe.iter().map(|&n| n.to_owned()).collect(),
+        ..Request::default()
     }
 }
 

@@ -27,7 +27,7 @@ fn run(m: &Model, feed: &[(&str, Tensor)]) -> Vec<Tensor> {
             .iter()
             .map(|(n, t)| ((*n).to_owned(), t.dtype(), shape(t)))
             .collect(),
-        observe: vec![],
+        ..Request::default()
     };
     let tensors: Vec<Tensor> = feed.iter().map(|(_, t)| t.clone()).collect();
     TractEngine

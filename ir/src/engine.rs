@@ -13,6 +13,9 @@ pub struct Request {
     pub feed: Vec<(String, DataType, Vec<usize>)>,
     /// Names of values of the main graph that the observer wants to see.
     pub observe: Vec<String>,
+    /// Places in [`Self::observe`], ascending, of values that may be handed out with their axes behind the first in
+    /// another order: a runtime that computes in another layout need not turn them back.
+    pub unordered: Vec<usize>,
 }
 
 /// A value at the moment it was computed.

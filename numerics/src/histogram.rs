@@ -6,29 +6,29 @@
 //! counts are integers, so any split of the same values, observed and merged in any order, gives the same histogram
 //! bit for bit.
 
-use std::cell::RefCell;
-
 use serde::{Deserialize, Serialize};
 
 use crate::minmax::min_max;
 
+mod clamped;
 mod stored;
+mod tables;
 #[cfg(test)]
 mod tests;
 
 pub use stored::HistogramError;
+use tables::{BLOCK, TABLES, Tables};
 
 /// Bins on each side of zero. Data on one side fills more than half of its side, so at least 2048 bins.
 pub const SIDE: usize = 1 << SIDE_BITS;
 const SIDE_BITS: i32 = 12;
-const BINS: usize = 2 * SIDE;
 /// Binary exponents of the narrowest and of the widest bin: their reciprocals are normal f32 numbers, and
 /// `SIDE` of the widest hold `f32::MAX`.
 const EXPONENTS: (i32, i32) = (-126, 116);
 /// Values that are looked at twice while they are in the first-level cache.
 const CHUNK: usize = 4096;
 /// Shorter slices are not worth the interleaved tables.
-const LONG: usize = 2 * CHUNK;
+const LONG: usize = 3 * CHUNK;
 /// 2^23: the sum with an f32 below it holds its rounded value in the low bits.
 const ROUNDER: f32 = 8_388_608.0;
 
@@ -169,16 +169,13 @@ impl Histogram {
     }
 
     /// [`Self::observe`] for finite values whose extremes are known, which are then not looked for again.
-    pub(crate) fn observe_within(&mut self, x: &[f32], (min, max): (f32, f32)) {
+    pub(crate) fn observe_within(&mut self, x: &[f32], extremes: (f32, f32)) {
+        self.extend(extremes);
+        let reciprocal = power_of_two(-self.exponent);
         if x.len() < LONG {
-            self.observe(x);
+            self.count_short(x, reciprocal);
             return;
         }
-        self.min = self.min.min(min);
-        self.max = self.max.max(max);
-        self.widen(exponent_for(max.max(-min)));
-        self.make_room(min, max);
-        let reciprocal = power_of_two(-self.exponent);
         TABLES.with_borrow_mut(|tables| {
             for chunk in x.chunks(CHUNK) {
                 if tables.is_full() {
@@ -188,6 +185,30 @@ impl Histogram {
             }
             tables.drain_into(self);
         });
+    }
+
+    /// Widens bins and lengthens sides for finite values with these extremes.
+    fn extend(&mut self, (min, max): (f32, f32)) {
+        self.min = self.min.min(min);
+        self.max = self.max.max(max);
+        self.widen(exponent_for(max.max(-min)));
+        self.make_room(min, max);
+    }
+
+    /// Counts finite values for which there is room, one by one.
+    fn count_short(&mut self, x: &[f32], reciprocal: f32) {
+        // A table of the sides, since a branch on the sign could not be predicted.
+        let sides = [self.positive.as_mut_slice(), self.negative.as_mut_slice()];
+        let mut bins = [0; BLOCK];
+        for block in x.chunks(BLOCK) {
+            for (bin, &x) in bins.iter_mut().zip(block) {
+                *bin = magnitude(x, reciprocal) << 1 | u32::from(x < 0.0);
+            }
+            for &bin in &bins[..block.len()] {
+                let count = &mut sides[bin as usize & 1][bin as usize >> 1];
+                *count = count.saturating_add(1);
+            }
+        }
     }
 
     fn observe_chunk(&mut self, chunk: &[f32], tables: Option<&mut Tables>) {
@@ -213,18 +234,8 @@ impl Histogram {
                 tables.count(chunk, reciprocal(self.exponent));
             }
             None => {
-                self.widen(exponent);
-                self.make_room(min, max);
-                let reciprocal = reciprocal(self.exponent);
-                for &x in chunk {
-                    let m = magnitude(x, reciprocal) as usize;
-                    let side = if x < 0.0 {
-                        &mut self.negative
-                    } else {
-                        &mut self.positive
-                    };
-                    side[m] = side[m].saturating_add(1);
-                }
+                self.extend((min, max));
+                self.count_short(chunk, reciprocal(self.exponent));
             }
         }
     }
@@ -299,10 +310,9 @@ fn exponent_for(magnitude: f32) -> i32 {
     (exponent + 1 - SIDE_BITS).clamp(EXPONENTS.0, EXPONENTS.1)
 }
 
-/// `⌊|x| / w⌋` in the low bits, for `|x| < SIDE·w`: rounded to nearest by the addition, less one where that went up.
+/// `⌊scaled⌋` in the low bits, for `0 ≤ scaled < SIDE`: rounded to nearest by the addition, less one where that went up.
 #[inline(always)]
-fn magnitude_bits(x: f32, reciprocal: f32) -> u32 {
-    let scaled = x.abs() * reciprocal;
+fn floor_bits(scaled: f32) -> u32 {
     let rounded = scaled + ROUNDER;
     let up = if rounded - ROUNDER > scaled {
         u32::MAX
@@ -315,81 +325,5 @@ fn magnitude_bits(x: f32, reciprocal: f32) -> u32 {
 /// The bin of `x` on its side.
 #[inline(always)]
 fn magnitude(x: f32, reciprocal: f32) -> u32 {
-    magnitude_bits(x, reciprocal) & (SIDE as u32 - 1)
-}
-
-thread_local! {
-    static TABLES: RefCell<Tables> = RefCell::new(Tables::new());
-}
-
-/// Tables that consecutive values alternate over, so that equal values do not wait for each other's store.
-const WAYS: usize = 4;
-/// Values whose bins are computed together.
-const LANES: usize = 16;
-
-/// Chunks of which no more than `u16::MAX` values fall into one table.
-const FULL: usize = u16::MAX as usize / (CHUNK / WAYS + LANES);
-
-/// Short-lived counts: positive bin `m` at `m`, negative bin `m` at `BINS − 1 − m`.
-struct Tables {
-    /// Of 16 bits, so that the tables stay in the nearest caches.
-    ways: Vec<[u16; BINS]>,
-    /// Chunks counted since the last drain.
-    pending: usize,
-}
-
-impl Tables {
-    fn new() -> Self {
-        Tables {
-            ways: vec![[0; BINS]; WAYS],
-            pending: 0,
-        }
-    }
-
-    fn is_full(&self) -> bool {
-        self.pending >= FULL
-    }
-
-    /// Counts up to [`CHUNK`] finite values.
-    fn count(&mut self, chunk: &[f32], reciprocal: f32) {
-        let [a, b, c, d] = self.ways.as_mut_slice() else {
-            return;
-        };
-        let bin = |x: f32| {
-            let side = if x < 0.0 { u32::MAX } else { 0 };
-            (magnitude_bits(x, reciprocal) ^ side) & (BINS as u32 - 1)
-        };
-        let (chunks, rest) = chunk.as_chunks::<LANES>();
-        for values in chunks {
-            let bins = values.map(bin);
-            for [i, j, k, l] in bins.as_chunks::<WAYS>().0 {
-                // The remainder keeps the compiler from checking bounds that it has lost sight of.
-                a[*i as usize % BINS] += 1;
-                b[*j as usize % BINS] += 1;
-                c[*k as usize % BINS] += 1;
-                d[*l as usize % BINS] += 1;
-            }
-        }
-        for &x in rest {
-            a[bin(x) as usize] += 1;
-        }
-        self.pending += 1;
-    }
-
-    /// Moves the counts to a histogram that has room for them.
-    fn drain_into(&mut self, histogram: &mut Histogram) {
-        if self.pending == 0 {
-            return;
-        }
-        for way in &mut self.ways {
-            let (positive, negative) = way.split_at_mut(SIDE);
-            for (total, count) in histogram.positive.iter_mut().zip(positive) {
-                *total = total.saturating_add(u64::from(std::mem::take(count)));
-            }
-            for (total, count) in histogram.negative.iter_mut().zip(negative.iter_mut().rev()) {
-                *total = total.saturating_add(u64::from(std::mem::take(count)));
-            }
-        }
-        self.pending = 0;
-    }
+    floor_bits(x.abs() * reciprocal) & (SIDE as u32 - 1)
 }

@@ -2,16 +2,18 @@
 
 /// Lanes the loops keep apart, so that they vectorize.
 const LANES: usize = 16;
+/// Slices up to this length have a quarter of the lanes, which are soon joined.
+const SHORT: usize = 128;
 
 /// Running extremes of `LANES` interleaved sequences.
-struct Extremes {
+struct Extremes<const LANES: usize> {
     min: [f32; LANES],
     max: [f32; LANES],
     /// All ones where the lane met NaN.
     nan: [u32; LANES],
 }
 
-impl Extremes {
+impl<const LANES: usize> Extremes<LANES> {
     fn new() -> Self {
         Extremes {
             min: [f32::INFINITY; LANES],
@@ -33,6 +35,14 @@ impl Extremes {
             self.max[lane]
         };
         self.nan[lane] |= if x.is_nan() { u32::MAX } else { 0 };
+    }
+
+    fn lanes(self) -> impl Iterator<Item = (f32, f32)> {
+        let range = |((min, max), nan)| match nan {
+            0 => (min + 0.0, max + 0.0),
+            _ => (f32::NAN, f32::NAN),
+        };
+        self.min.into_iter().zip(self.max).zip(self.nan).map(range)
     }
 
     fn finish(mut self) -> (f32, f32) {
@@ -66,7 +76,15 @@ impl Extremes {
 ///
 /// A result of zero is +0.
 pub fn min_max(x: &[f32]) -> (f32, f32) {
-    let mut extremes = Extremes::new();
+    match x.len() <= SHORT {
+        true => by_lanes::<{ LANES / 4 }>(x),
+        false => by_lanes::<LANES>(x),
+    }
+}
+
+#[inline(always)]
+fn by_lanes<const LANES: usize>(x: &[f32]) -> (f32, f32) {
+    let mut extremes = Extremes::<LANES>::new();
     let (chunks, rest) = x.as_chunks::<LANES>();
     for chunk in chunks {
         for (lane, &x) in chunk.iter().enumerate() {
@@ -81,21 +99,25 @@ pub fn min_max(x: &[f32]) -> (f32, f32) {
 
 /// [`min_max`] of each column of rows of `width` values; values after the last whole row are not looked at.
 pub(crate) fn row_min_max(rows: &[f32], width: usize) -> Vec<(f32, f32)> {
-    let mut min = vec![f32::INFINITY; width];
-    let mut max = vec![f32::NEG_INFINITY; width];
-    let mut nan = vec![0u32; width];
-    for row in rows.chunks_exact(width.max(1)) {
-        for (((&x, min), max), nan) in row.iter().zip(&mut min).zip(&mut max).zip(&mut nan) {
-            *min = if x < *min { x } else { *min };
-            *max = if x > *max { x } else { *max };
-            *nan |= if x.is_nan() { u32::MAX } else { 0 };
+    let mut found = Vec::with_capacity(width);
+    let whole = width - width % LANES;
+    for first in (0..whole).step_by(LANES) {
+        let mut extremes = Extremes::<LANES>::new();
+        for row in rows.chunks_exact(width) {
+            for (lane, &x) in row[first..first + LANES].iter().enumerate() {
+                extremes.add(lane, x);
+            }
         }
+        found.extend(extremes.lanes());
     }
-    let column = |((min, max), nan)| match nan {
-        0 => (min + 0.0, max + 0.0),
-        _ => (f32::NAN, f32::NAN),
-    };
-    min.into_iter().zip(max).zip(nan).map(column).collect()
+    for column in whole..width {
+        let mut extremes = Extremes::<1>::new();
+        for row in rows.chunks_exact(width) {
+            extremes.add(0, row[column]);
+        }
+        found.push(extremes.finish());
+    }
+    found
 }
 
 #[cfg(test)]

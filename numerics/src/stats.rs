@@ -39,6 +39,20 @@ impl Samples {
             padded: 0,
         }
     }
+
+    /// The values of a tensor of the run without copies that fill the batch, and how many of them a sample has (at
+    /// least 1).
+    fn of<'a>(&self, dims: &[usize], data: &'a [f32]) -> (&'a [f32], usize) {
+        let rows = self.count + self.padded;
+        let apart = rows > 0
+            && dims.first().is_some_and(|d| d.is_multiple_of(rows))
+            && data.len().is_multiple_of(rows);
+        if !apart {
+            return (data, data.len().max(1));
+        }
+        let length = data.len() / rows;
+        (&data[..length * self.count], length.max(1))
+    }
 }
 
 /// The statistics of one tensor.
@@ -103,45 +117,75 @@ impl TensorStats {
     /// Where axis 0 is a multiple of the samples of the run, the samples follow each other in memory: each has its own
     /// extremes then, and the copies that fill a batch are left out. Other tensors count as one sample, the first.
     pub fn observe(&mut self, samples: Samples, dims: &[usize], data: &[f32]) {
-        let rows = samples.count + samples.padded;
-        let apart = rows > 0
-            && dims.first().is_some_and(|d| d.is_multiple_of(rows))
-            && data.len().is_multiple_of(rows);
-        let length = if apart { data.len() / rows } else { data.len() };
-        let data = if apart {
-            &data[..length * samples.count]
-        } else {
-            data
+        let (data, length) = samples.of(dims, data);
+        let extremes = extremes(&mut self.channels, dims, data, length);
+        match all_finite(&extremes) {
+            Some(all) => {
+                self.insert(samples, extremes);
+                self.histogram.observe_within(data, all);
+            }
+            None => {
+                for ((index, part), extremes) in
+                    (samples.first..).zip(data.chunks(length)).zip(extremes)
+                {
+                    self.insert_part(index, part, extremes);
+                }
+                self.histogram.observe(data);
+            }
+        }
+    }
+
+    /// [`Self::observe`], and in `clamped` what `min(max(x, 0), upper)` makes of the tensor, for less than the price of
+    /// both.
+    pub fn observe_clamped(
+        &mut self,
+        clamped: &mut TensorStats,
+        upper: f32,
+        samples: Samples,
+        dims: &[usize],
+        whole: &[f32],
+    ) {
+        let clamp = |x: f32| x.max(0.0).min(upper);
+        let (data, length) = samples.of(dims, whole);
+        let mut ranges = ChannelRanges::all(&clamped.channels);
+        let mut found = extremes(&mut ranges, dims, data, length);
+        let Some(all) = all_finite(&found) else {
+            let clamp = |&x: &f32| if x.is_nan() { x } else { clamp(x) };
+            let values: Vec<f32> = whole.iter().map(clamp).collect();
+            clamped.observe(samples, dims, &values);
+            return self.observe(samples, dims, whole);
         };
-        let mut all = (f32::INFINITY, f32::NEG_INFINITY);
-        for (index, part) in (samples.first..).zip(data.chunks(length.max(1))) {
-            let extremes = min_max(part);
-            if extremes.0.is_finite() && extremes.1.is_finite() {
-                self.samples.insert(index, extremes);
-                all = (
-                    all.0.min(extremes.0),
-                    if all.1.is_nan() {
-                        all.1
-                    } else {
-                        all.1.max(extremes.1)
-                    },
-                );
-                continue;
-            }
-            all.1 = f32::NAN;
-            self.non_finite = Some(self.non_finite.map_or(index, |was| was.min(index)));
-            let finite: Vec<f32> = part.iter().copied().filter(|x| x.is_finite()).collect();
-            if !finite.is_empty() {
-                self.samples.insert(index, min_max(&finite));
-            }
+        for (theirs, found) in clamped.channels.iter_mut().zip(&mut ranges) {
+            found.clamp(upper);
+            theirs.merge(found);
         }
-        if all.0 <= all.1 {
-            self.histogram.observe_within(data, all);
-        } else {
-            self.histogram.observe(data);
+        for mine in &mut self.channels {
+            mine.observe(dims, data, length);
         }
-        for channels in &mut self.channels {
-            channels.observe(dims, data);
+        self.histogram
+            .observe_clamped(&mut clamped.histogram, upper, data, all);
+        self.insert(samples, found.iter().copied());
+        for range in &mut found {
+            *range = (clamp(range.0), clamp(range.1));
+        }
+        clamped.insert(samples, found);
+    }
+
+    fn insert(&mut self, samples: Samples, extremes: impl IntoIterator<Item = (f32, f32)>) {
+        for (index, extremes) in (samples.first..).zip(extremes) {
+            self.samples.insert(index, extremes);
+        }
+    }
+
+    /// Takes in a sample that may hold NaN or infinities.
+    fn insert_part(&mut self, index: u64, part: &[f32], extremes: (f32, f32)) {
+        if extremes.0.is_finite() && extremes.1.is_finite() {
+            return self.samples.insert(index, extremes);
+        }
+        self.non_finite = Some(self.non_finite.map_or(index, |was| was.min(index)));
+        let finite: Vec<f32> = part.iter().copied().filter(|x| x.is_finite()).collect();
+        if !finite.is_empty() {
+            self.samples.insert(index, min_max(&finite));
         }
     }
 
@@ -161,6 +205,33 @@ impl TensorStats {
         }
         self.channels.sort_by_key(ChannelRanges::axis);
     }
+}
+
+/// Takes values into ranges by channel and gives the extremes of each sample of `length` values.
+fn extremes(
+    channels: &mut [ChannelRanges],
+    dims: &[usize],
+    data: &[f32],
+    length: usize,
+) -> Vec<(f32, f32)> {
+    let mut found = None;
+    for channels in channels {
+        let seen = channels.observe(dims, data, length);
+        found = found.or(seen);
+    }
+    found.unwrap_or_else(|| data.chunks(length).map(min_max).collect())
+}
+
+/// The extremes of all samples if their values are finite.
+fn all_finite(extremes: &[(f32, f32)]) -> Option<(f32, f32)> {
+    let mut all = (f32::INFINITY, f32::NEG_INFINITY);
+    for &(min, max) in extremes {
+        if !(min.is_finite() && max.is_finite()) {
+            return None;
+        }
+        all = (all.0.min(min), all.1.max(max));
+    }
+    (all.0 <= all.1).then_some(all)
 }
 
 /// The layout of a tensor's channels; `None` where the tensor has no such axis.

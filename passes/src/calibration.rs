@@ -26,6 +26,9 @@ pub struct Calibration {
     /// Digest of the model that was run, as it was read ([`onnx_quant_ir::save::digest`]); empty where the statistics
     /// do not leave the process.
     pub model: String,
+    /// The runtime that ran it; empty where files do not say.
+    #[serde(default)]
+    pub engine: String,
     /// Samples that were run.
     pub samples: usize,
     /// Samples of the whole data, of which those may be a part.
@@ -73,6 +76,7 @@ impl Calibration {
                 other.model.clone(),
             ));
         }
+        self.check_engine(&other.engine)?;
         if self.of != other.of {
             return Err(CalibrationError::Data(self.of, other.of));
         }
@@ -141,6 +145,7 @@ impl Calibration {
         let head = [
             ("format", serde_json::to_string(&self.format)?),
             ("model", serde_json::to_string(&self.model)?),
+            ("engine", serde_json::to_string(&self.engine)?),
             ("samples", self.samples.to_string()),
             ("of", self.of.to_string()),
             ("data", serde_json::to_string(&self.data)?),
@@ -193,6 +198,20 @@ impl Calibration {
         Err(CalibrationError::Models(
             self.model.clone(),
             digest.to_owned(),
+        ))
+    }
+
+    /// Refuses statistics of another runtime, whose values differ in their last bits.
+    ///
+    /// # Errors
+    /// The two runtimes.
+    pub fn check_engine(&self, engine: &str) -> Result<(), CalibrationError> {
+        if self.engine == engine || self.engine.is_empty() || engine.is_empty() {
+            return Ok(());
+        }
+        Err(CalibrationError::Engines(
+            self.engine.clone(),
+            engine.to_owned(),
         ))
     }
 

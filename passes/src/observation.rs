@@ -107,6 +107,60 @@ fn with_axes(model: &Model, keys: BTreeSet<String>) -> Vec<Point> {
     keys.into_iter().map(&mut point).collect()
 }
 
+/// A value that the engine hands out.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Watched {
+    /// Its place among the points.
+    pub point: usize,
+    /// Another point, whose statistics follow.
+    pub clamped: Option<Clamped>,
+}
+
+/// A value that is `min(max(x, 0), upper)` of another one: a Relu, or a Clip from 0.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Clamped {
+    /// Its place among the points.
+    pub point: usize,
+    /// The upper bound; infinite for a Relu.
+    pub upper: f32,
+}
+
+/// What must be handed out so that the statistics of all points are known: values behind a Relu or a Clip follow from
+/// the value before it, if that is a point too.
+pub fn plan(model: &Model, points: &[Point]) -> Vec<Watched> {
+    let ids = model.values_by_name(Model::MAIN);
+    let places: BTreeMap<&str, usize> = (points.iter().enumerate())
+        .map(|(i, p)| (p.key.as_str(), i))
+        .collect();
+    let clamped = |point: &Point| {
+        let (node, _) = model.producer(*ids.get(point.key.as_str())?)?;
+        let (low, upper) = ops::clamp_bounds(model, node)?;
+        let legacy = ["min", "max"]
+            .iter()
+            .any(|a| model.node(node).attr(a).is_some());
+        let source = places.get(model.value_key(model.input(node, 0)?).as_str())?;
+        (low == 0.0 && upper >= 0.0 && !legacy).then_some((*source, upper))
+    };
+    let sources: Vec<Option<(usize, f32)>> = points.iter().map(clamped).collect();
+    let mut plan: Vec<Watched> = Vec::new();
+    let mut followers: BTreeMap<usize, Clamped> = BTreeMap::new();
+    let mut follows = vec![false; points.len()];
+    for (point, source) in sources.iter().enumerate() {
+        let Some((source, upper)) = *source else {
+            continue;
+        };
+        if sources[source].is_none() && !followers.contains_key(&source) {
+            followers.insert(source, Clamped { point, upper });
+            follows[point] = true;
+        }
+    }
+    for point in (0..points.len()).filter(|&p| !follows[p]) {
+        let clamped = followers.remove(&point);
+        plan.push(Watched { point, clamped });
+    }
+    plan
+}
+
 /// Whether some runtime quantizes the operator, or moves quantized values through it.
 fn is_quantizable(model: &Model, node: NodeId) -> bool {
     let n = model.node(node);
@@ -222,6 +276,44 @@ mod tests {
         ];
         let expected = expected.map(|(k, axes)| (k.to_owned(), axes));
         assert_eq!(found.collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn values_behind_a_clamp_follow_from_those_before_it() {
+        let text = r#"<ir_version: 8, opset_import: ["" : 21]>
+            test (float[N, 4] x) => (float[N, 4] y) <float low = {0}, float high = {6}, float one = {1}> {
+                a = Erf(x)
+                b = Relu(a)
+                c = Clip(a, low, high)
+                d = Clip(b, low, high)
+                e = Clip(d, one, high)
+                f = Clip(e, low, high)
+                y = Relu(f)
+            }"#;
+        let model = onnx_quant_ir::text::parse(text).unwrap();
+        let points: Vec<Point> = ["a", "b", "c", "d", "e", "f", "y"].map(Point::plain).into();
+        let found = plan(&model, &points).into_iter();
+        let follows = |c: Clamped| (points[c.point].key.as_str(), c.upper);
+        let found: Vec<_> = found
+            .map(|w| (points[w.point].key.as_str(), w.clamped.map(follows)))
+            .collect();
+        // One follows each value that is handed out; `e` is clamped from 1.
+        let expected = [
+            ("a", Some(("b", f32::INFINITY))),
+            ("c", None),
+            ("d", None),
+            ("e", Some(("f", 6.0))),
+            ("y", None),
+        ];
+        assert_eq!(found, expected);
+        let alone = plan(&model, &[Point::plain("b")]);
+        assert_eq!(
+            alone,
+            [Watched {
+                point: 0,
+                clamped: None
+            }]
+        );
     }
 
     #[test]

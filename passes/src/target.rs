@@ -7,7 +7,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use onnx_quant_numerics::format::{Base, Scheme};
+use onnx_quant_numerics::format::{Base, Format, Granularity, Scheme};
 
 mod choose;
 mod formats;
@@ -118,6 +118,50 @@ pub struct OpRule {
     pub role: Role,
 }
 
+/// What a runtime does with a number format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// Kernels take activations and weights in it.
+    Both,
+    /// It reads weights, dequantizes them, and calculates in float.
+    Weights,
+}
+
+/// How a runtime reads a number format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FormatRule {
+    /// The format of the codes.
+    pub base: Base,
+    /// Lengths of blocks with a scale of their own; without any, a tensor or a channel has one.
+    pub blocks: &'static [u32],
+    /// What for.
+    pub used: Use,
+    /// The operator types whose weights may have it.
+    pub ops: &'static [&'static str],
+}
+
+impl FormatRule {
+    /// Why weights of this format are not read; `None` where they are.
+    pub fn refusal(&self, format: Format, op: &str, title: &str) -> Option<String> {
+        let base = self.base;
+        if !self.ops.contains(&op) {
+            let ops = self.ops.join(" and ");
+            return Some(format!("{title} reads {base} weights of {ops} only"));
+        }
+        let read = match format.granularity(Granularity::Channel) {
+            Granularity::Tensor | Granularity::Channel => self.blocks.is_empty(),
+            Granularity::Block(n) => self.blocks.contains(&n),
+            Granularity::Vsq(_) => false,
+        };
+        let lengths: Vec<String> = self.blocks.iter().map(u32::to_string).collect();
+        let wanted = match self.blocks {
+            [] => "with a scale for the tensor or each channel".to_owned(),
+            _ => format!("in blocks of {}", lengths.join(" or ")),
+        };
+        (!read).then(|| format!("{title} reads {base} weights {wanted} only"))
+    }
+}
+
 /// One sentence of documentation for `onnx-quant targets --explain`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rule {
@@ -160,6 +204,8 @@ pub struct Target {
     pub clamps: Clamps,
     /// Weights are stored in few bits where the arithmetic stays in float.
     pub weight_only: bool,
+    /// What is read of each number format; where the list is empty, the rest of the table says all.
+    pub formats: &'static [FormatRule],
     /// A ConvTranspose with groups has a scale for each input channel; else one for the tensor.
     pub grouped_transpose_scales: bool,
     /// Scales of FP16 models are taken.
@@ -189,6 +235,11 @@ impl Target {
     pub fn quantized(&self) -> impl Iterator<Item = &'static str> {
         let has_kernel = |r: &&OpRule| !matches!(r.role, Role::NoKernel(_));
         self.ops.iter().filter(has_kernel).map(|r| r.op)
+    }
+
+    /// How the number format is read, where the table says so.
+    pub fn format(&self, base: Base) -> Option<&'static FormatRule> {
+        self.formats.iter().find(|r| r.base == base)
     }
 
     /// Whether the operator type only moves values.

@@ -13,6 +13,9 @@ use onnx_quant_passes::registry;
 use onnx_quant_passes::settings::QuantSettings;
 use onnx_quant_passes::target::{Given, TargetName, choose};
 
+#[path = "targets/formats.rs"]
+mod formats;
+
 const STEPS: [&str; 8] = [
     "assign_precision",
     "split_shared_weights",

@@ -75,6 +75,7 @@ pub fn calibrate_to_file(job: &FileJob, engine: &Arc<dyn Engine>) -> Result<Gath
         None => 0..super::batch_count(&data),
     };
     let mut start = Calibration::new(digest, data.len());
+    start.engine = engine.name().to_owned();
     start.data = first_batch(&data)?;
     start.notes = data.notes();
     start.notes.sort();
@@ -128,7 +129,9 @@ fn points(normalized: &Normalized, all: bool) -> Result<Vec<Point>, Error> {
 
 /// A digest of the first batch, by which parts of other data are told apart.
 fn first_batch(data: &DataSet) -> Result<String, Error> {
-    let Some(batch) = data.batches(batch_size(data.len())).next() else {
+    let size = batch_size(data.len());
+    // No batch is read ahead.
+    let Some(batch) = data.clone().limit(size).batches(size).next() else {
         return Ok(String::new());
     };
     let mut hash = Sha256::new();
@@ -162,6 +165,9 @@ fn resume(
     };
     if known.model != start.model {
         return fail("belongs to another model");
+    }
+    if let Err(e) = known.check_engine(&start.engine) {
+        return fail(&e.to_string());
     }
     if (known.of, &known.data, &known.notes) != (start.of, &start.data, &start.notes) {
         return fail("belongs to other data");

@@ -105,7 +105,7 @@ mod tests {
     fn shape(n: usize) -> Request {
         Request {
             feed: vec![("x".to_owned(), DataType::Float, vec![n])],
-            observe: vec![],
+            ..Request::default()
         }
     }
 

@@ -245,7 +245,7 @@ pub(super) fn request(model: &Model, inputs: &[Tensor]) -> Request {
         .map(|(n, t)| (n, t.dtype(), t.dims().iter().map(size).collect()));
     Request {
         feed: feed.collect(),
-        observe: Vec::new(),
+        ..Request::default()
     }
 }
 

@@ -90,7 +90,7 @@ impl<'a> Flow<'a> {
                 let feed = fed.iter().map(|(n, t)| (n.clone(), t.dtype(), shape(t)));
                 let request = Request {
                     feed: feed.collect(),
-                    observe: Vec::new(),
+                    ..Request::default()
                 };
                 let tensors: Vec<Tensor> = fed.into_iter().map(|(_, t)| t).collect();
                 cache.get(&request)?.run(&tensors, None)?

@@ -10,7 +10,7 @@ use onnx_quant_passes::observation;
 use onnx_quant_passes::settings::QuantSettings;
 use rayon::prelude::*;
 
-use crate::calibrate::{self, windows};
+use crate::calibrate::{self, batch_size};
 use crate::data::{Batch, DataSet};
 use crate::error::Error;
 use crate::pipeline::{REWRITE, Run, Watch};
@@ -42,26 +42,54 @@ pub(super) fn sqnr(
     run.cx.insert(settings.clone());
     let mut quantized = model.clone();
     run.passes(REWRITE, &mut quantized)?;
-    let sides = [float, &quantized].map(|m| Prepared::new(engine, m, Vec::new()));
-    let mut sums: Vec<(f64, f64)> = Vec::new();
-    for window in windows(&data, rayon::current_num_threads()) {
-        let window = window?;
-        let judged: Vec<&Batch> = window
-            .iter()
-            .filter(|b| b.first_sample + b.samples > half || data.len() == 1)
-            .collect();
-        let parts = judged
+    let batches: Result<Vec<Batch>, _> = data.batches(batch_size(data.len())).collect();
+    let mut judged = batches?;
+    judged.retain(|b| b.first_sample + b.samples > half || data.len() == 1);
+    let exact = Exact::of(&Prepared::new(engine, float, Vec::new()), &data, judged)?;
+    let prepared = Prepared::new(engine, &quantized, Vec::new());
+    let ratios = decibels(&exact.compare(&prepared, &data)?);
+    Ok(ratios.iter().sum::<f64>() / ratios.len().max(1) as f64)
+}
+
+/// Some batches with the outputs of the float model.
+pub(crate) struct Exact(Vec<(Batch, Vec<Tensor>)>);
+
+impl Exact {
+    /// Runs the float model.
+    ///
+    /// # Errors
+    /// A model that cannot be run.
+    pub(crate) fn of(float: &Prepared, data: &DataSet, batches: Vec<Batch>) -> Result<Self, Error> {
+        let run = |batch: Batch| {
+            let outputs = float.run(data, &batch, None)?;
+            Ok((batch, outputs))
+        };
+        batches
+            .into_par_iter()
+            .map(run)
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+
+    /// For each output the energies of the signal and of what another model computes instead.
+    ///
+    /// # Errors
+    /// A model that cannot be run.
+    pub(crate) fn compare(
+        &self,
+        other: &Prepared,
+        data: &DataSet,
+    ) -> Result<Vec<(f64, f64)>, Error> {
+        let parts = self
+            .0
             .par_iter()
-            .map(|batch| {
-                let exact = sides[0].run(&data, batch, None)?;
-                let found = sides[1].run(&data, batch, None)?;
-                Ok(exact
-                    .iter()
-                    .zip(&found)
-                    .map(|(x, y)| energies(x, y))
-                    .collect())
+            .map(|(batch, exact)| {
+                let found = other.run(data, batch, None)?;
+                let pairs = exact.iter().zip(&found);
+                Ok(pairs.map(|(x, y)| energies(x, y)).collect())
             })
             .collect::<Result<Vec<Vec<(f64, f64)>>, Error>>()?;
+        let mut sums: Vec<(f64, f64)> = Vec::new();
         for part in parts {
             sums.resize(part.len().max(sums.len()), (0.0, 0.0));
             for (sum, p) in sums.iter_mut().zip(part) {
@@ -69,13 +97,16 @@ pub(super) fn sqnr(
                 sum.1 += p.1;
             }
         }
+        Ok(sums)
     }
-    let ratios: Vec<f64> = sums
-        .iter()
+}
+
+/// The ratio of signal to noise in dB of each output that is not 0.
+pub(crate) fn decibels(sums: &[(f64, f64)]) -> Vec<f64> {
+    sums.iter()
         .filter(|(signal, _)| *signal > 0.0)
         .map(|(signal, noise)| (10.0 * (signal / noise.max(signal * 1e-14)).log10()).max(-40.0))
-        .collect();
-    Ok(ratios.iter().sum::<f64>() / ratios.len().max(1) as f64)
+        .collect()
 }
 
 /// Squares of the values and of their differences.

@@ -14,7 +14,6 @@ fn statistics_from_a_file_give_the_same_model() {
         "ema:0.9",
         "percentile:99.9",
         "kl",
-        "auto",
     ] {
         let quantize = format!("quantize net.onnx --calibrator {calibrator}");
         dir.line(&format!("{quantize} --calib calib.npz -o direct.onnx"))
@@ -33,6 +32,59 @@ fn statistics_from_a_file_give_the_same_model() {
     dir.line(&format!("{target} --stats stats.json -o later.onnx"))
         .ends(0);
     assert_eq!(dir.read("direct.onnx"), dir.read("later.onnx"));
+}
+
+#[test]
+fn auto_says_what_it_chose_and_is_the_best_of_what_it_tried() {
+    let dir = Sandbox::with_net();
+    let quantize = "quantize net.onnx --calib calib.npz";
+    let run = dir
+        .line(&format!("{quantize} --calibrator auto -o auto.onnx --json"))
+        .ends(0);
+    let report = run.json();
+    let notes = report["notes"].as_array().unwrap().iter();
+    let said = notes
+        .filter_map(|n| n.as_str())
+        .find(|n| n.starts_with("auto chose"));
+    let said = said.unwrap();
+    let (_, list) = said.split_once(" samples: ").unwrap();
+    let ratio = |tried: &str| {
+        tried
+            .trim_end_matches(" dB")
+            .rsplit(' ')
+            .next()
+            .unwrap()
+            .parse::<f64>()
+            .unwrap()
+    };
+    let tried: Vec<(&str, f64)> = list.split(", ").map(|t| (t, ratio(t))).collect();
+    assert_eq!(tried.len(), 9, "{said}");
+    let best = tried.iter().fold(f64::MIN, |m, t| m.max(t.1));
+    let chosen = said["auto chose ".len()..].split(" by ").next().unwrap();
+    let own = tried.iter().find(|t| t.0.starts_with(chosen)).unwrap();
+    assert_eq!(own.1, best, "{said}");
+    // The same again on one thread, and the same as asking for what was chosen.
+    dir.line(&format!(
+        "{quantize} --calibrator auto --threads 1 -o one.onnx"
+    ))
+    .ends(0);
+    assert_eq!(dir.read("one.onnx"), dir.read("auto.onnx"));
+    if !chosen.contains("each tensor") {
+        dir.line(&format!("{quantize} --calibrator {chosen} -o single.onnx"))
+            .ends(0);
+        assert_eq!(dir.read("single.onnx"), dir.read("auto.onnx"));
+    }
+    // Statistics alone hold nothing to judge by.
+    dir.line("calibrate net.onnx --calib calib.npz -o stats.json")
+        .ends(0);
+    let later = dir
+        .line("quantize net.onnx --stats stats.json --calibrator auto -o later.onnx --json")
+        .ends(0);
+    assert!(
+        later.stdout.contains("by its statistics"),
+        "{}",
+        later.stdout
+    );
 }
 
 #[test]
@@ -97,6 +149,13 @@ fn an_interrupted_run_goes_on_with_the_same_bytes() {
         .refuses(&["other.json.part", "other data"]);
     dir.line("calibrate net.onnx --calib calib.npz --shard 2/2 --resume -o other.json")
         .refuses(&["other.json.part", "another shard"]);
+    // Nor is one of another runtime.
+    let half = String::from_utf8(dir.read("half.json")).unwrap();
+    let other = half.replace("\"engine\":\"tract\"", "\"engine\":\"onnxruntime\"");
+    assert_ne!(other, half);
+    dir.write("other.json.part", other.as_bytes());
+    dir.line("calibrate net.onnx --calib calib.npz --resume -o other.json")
+        .refuses(&["other.json.part", "onnxruntime, not with tract"]);
 }
 
 #[test]

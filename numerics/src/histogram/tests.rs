@@ -90,6 +90,25 @@ proptest! {
     }
 
     #[test]
+    fn a_clamp_counts_as_on_its_own(
+        parts in proptest::collection::vec(values(), 1..4),
+        upper in prop_oneof![Just(f32::INFINITY), Just(6.0), Just(0.0), Just(1e-41), 0.1f32..8.0],
+    ) {
+        let (mut all, mut clamped) = (Histogram::new(), Histogram::new());
+        let mut together: [Vec<f32>; 2] = Default::default();
+        for part in parts {
+            let part: Vec<f32> = part.into_iter().filter(|x| x.is_finite()).collect();
+            if !part.is_empty() {
+                all.observe_clamped(&mut clamped, upper, &part, min_max(&part));
+                together[1].extend(part.iter().map(|x| x.max(0.0).min(upper)));
+                together[0].extend(part);
+            }
+        }
+        prop_assert_eq!(&all, &counted(&together[0]));
+        prop_assert_eq!(&clamped, &counted(&together[1]));
+    }
+
+    #[test]
     fn stored_and_read_back(x in values()) {
         let histogram = observed(&x);
         let text = serde_json::to_string(&histogram).unwrap();

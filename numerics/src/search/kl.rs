@@ -45,9 +45,18 @@ pub(super) struct Problem {
     pub(super) levels: usize,
     /// The shortest distance from zero that is tried, in bins.
     pub(super) shortest: usize,
-    /// Sums over the bins before each edge: counts, bins that hold values, `c ln c`.
-    before: Vec<[f64; 3]>,
+    before: Vec<Sums>,
     total: f64,
+}
+
+/// Sums over the bins before an edge, or between two.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sums {
+    values: u64,
+    /// Bins that hold values.
+    holding: u64,
+    /// `c ln c`.
+    entropy: f64,
 }
 
 impl Problem {
@@ -76,12 +85,12 @@ impl Problem {
         if let [zero, next, ..] = &mut counts[below..] {
             *zero = zero.min(*next);
         }
-        let mut before = vec![[0.0; 3]];
-        let mut sums = [0.0; 3];
+        let mut before = vec![Sums::default()];
+        let mut sums = Sums::default();
         for &c in &counts {
-            sums[0] += c;
-            sums[1] += if c > 0.0 { 1.0 } else { 0.0 };
-            sums[2] += if c > 0.0 { c * c.ln() } else { 0.0 };
+            sums.values = sums.values.saturating_add(c as u64);
+            sums.holding += u64::from(c > 0.0);
+            sums.entropy += if c > 0.0 { c * c.ln() } else { 0.0 };
             before.push(sums);
         }
         let mut problem = Problem {
@@ -91,7 +100,7 @@ impl Problem {
             levels,
             shortest,
             before,
-            total: sums[0],
+            total: sums.values as f64,
         };
         problem.shortest = problem.shortest.max(problem.reach_of_most());
         problem
@@ -103,7 +112,7 @@ impl Problem {
         let reaches: Vec<usize> = (1..=self.widest()).collect();
         let kept = |reach: usize| {
             let last = (self.below + reach).min(self.counts.len());
-            self.between(self.below.saturating_sub(reach), last)[0]
+            self.between(self.below.saturating_sub(reach), last).values as f64
         };
         1 + reaches.partition_point(|&reach| kept(reach) < enough)
     }
@@ -136,7 +145,8 @@ impl Problem {
     pub(super) fn divergence(&self, reach: usize, limit: f64) -> f64 {
         let first = self.below.saturating_sub(reach);
         let last = (self.below + reach).min(self.counts.len());
-        let [kept, mut open, _] = self.between(first, last);
+        let inside = self.between(first, last);
+        let (kept, mut open) = (inside.values as f64, inside.holding);
         if kept == 0.0 {
             return f64::INFINITY;
         }
@@ -145,8 +155,12 @@ impl Problem {
         let edge = |group: usize| first + (group * length).div_ceil(groups);
         let mut sum = kept * (kept / self.total).ln();
         let outside = [
-            (first, self.before[first][0], 0),
-            (last - 1, self.total - self.before[last][0], groups - 1),
+            (first, self.before[first].values as f64, 0),
+            (
+                last - 1,
+                self.total - self.before[last].values as f64,
+                groups - 1,
+            ),
         ];
         if length == 1 {
             sum += self.moved_in(first, outside[0].1 + outside[1].1, (first, last), kept);
@@ -157,39 +171,42 @@ impl Problem {
         }
         // From zero outwards, where most values are: a hopeless candidate is known soonest.
         let middle = (self.below.min(last) - first) * groups / length;
-        let table = LOGARITHMS.as_slice();
-        let mut edges = Edges::at(first, length, groups, middle);
-        let mut from = edges.edge;
-        let mut gain = 0.0;
+        let logarithms = &*LOGARITHMS;
+        let edges = Edges::new(first, length, groups);
+        let mut from = edges.at(middle);
+        let mut gain = 0;
         for step in 0..groups {
+            let up = step < groups - middle;
             if step == groups - middle {
-                edges = Edges::at(first, length, groups, middle);
-                from = edges.edge;
+                from = edges.at(middle);
             }
-            let (low, high) = if step < groups - middle {
-                edges.up();
-                (from, edges.edge)
+            let to = edges.at(if up {
+                middle + step + 1
             } else {
-                edges.down();
-                (edges.edge, from)
+                groups - step - 1
+            });
+            let group = match up {
+                true => self.between(from, to),
+                false => self.between(to, from),
             };
-            from = edges.edge;
-            let [values, holding, entropy] = self.between(low, high);
+            from = to;
+            let Sums {
+                values, holding, ..
+            } = group;
+            sum += group.entropy - values as f64 * (logarithms.of(values) - logarithms.of(holding));
             // Without branches: which groups of sparse data hold values cannot be predicted.
-            let at_least_one = holding.max(1.0);
-            sum += entropy - values * ln(table, values.max(0.5) / at_least_one);
-            let dense = if values >= 5.0 * at_least_one {
-                1.0
+            gain += if values >= 5 * holding {
+                holding.saturating_sub(1)
             } else {
-                0.0
+                0
             };
-            gain += dense * (at_least_one - 1.0);
             open -= holding;
-            if step % STRIDE == STRIDE - 1 && sum - (open + gain) / 2.0 > limit * self.total {
+            let most = || (open + gain) as f64 / 2.0;
+            if step % STRIDE == STRIDE - 1 && sum - most() > limit * self.total {
                 return f64::INFINITY;
             }
         }
-        sum -= gain / 2.0;
+        sum -= gain as f64 / 2.0;
         sum / self.total
     }
 
@@ -199,9 +216,11 @@ impl Problem {
         if missing == 0.0 {
             return 0.0;
         }
-        let [values, holding, _] = self.between(from, to);
-        let q = if values > 0.0 {
-            values / holding / kept * self.total
+        let Sums {
+            values, holding, ..
+        } = self.between(from, to);
+        let q = if values > 0 {
+            values as f64 / holding as f64 / kept * self.total
         } else {
             0.0
         };
@@ -210,72 +229,86 @@ impl Problem {
         term(count + missing, q.max(0.1)) - term(count, q)
     }
 
-    fn between(&self, from: usize, to: usize) -> [f64; 3] {
+    #[inline(always)]
+    fn between(&self, from: usize, to: usize) -> Sums {
         let (a, b) = (&self.before[from], &self.before[to]);
-        [b[0] - a[0], b[1] - a[1], b[2] - a[2]]
+        Sums {
+            values: b.values - a.values,
+            holding: b.holding - a.holding,
+            entropy: b.entropy - a.entropy,
+        }
     }
 }
 
-/// An edge between two groups of bins, `first + ⌈group · length / groups⌉`, moved without a division.
+/// The edges between groups of bins, `first + ⌈group · length / groups⌉`, without a division or a branch for each.
 struct Edges {
-    edge: usize,
-    /// What the division leaves over.
-    rest: usize,
-    whole: usize,
-    part: usize,
+    first: usize,
+    length: usize,
     groups: usize,
+    /// `2^40 / groups`, rounded up: exact for groups of up to 2^13 bins each way, since the quotient's error is below
+    /// `2^(26 − 40)`.
+    reciprocal: u64,
 }
 
 impl Edges {
-    fn at(first: usize, length: usize, groups: usize, group: usize) -> Self {
-        let dividend = group * length + groups - 1;
+    fn new(first: usize, length: usize, groups: usize) -> Self {
         Edges {
-            edge: first + dividend / groups,
-            rest: dividend % groups,
-            whole: length / groups,
-            part: length % groups,
+            first,
+            length,
             groups,
+            reciprocal: (1 << 40) / groups as u64 + 1,
         }
     }
 
-    fn up(&mut self) {
-        self.edge += self.whole;
-        self.rest += self.part;
-        if self.rest >= self.groups {
-            self.rest -= self.groups;
-            self.edge += 1;
-        }
-    }
-
-    fn down(&mut self) {
-        self.edge -= self.whole;
-        if self.rest < self.part {
-            self.rest += self.groups;
-            self.edge -= 1;
-        }
-        self.rest -= self.part;
+    #[inline(always)]
+    fn at(&self, group: usize) -> usize {
+        let dividend = (group * self.length + self.groups - 1) as u64;
+        self.first + (dividend * self.reciprocal >> 40) as usize
     }
 }
 
-/// Entries of the table of logarithms.
+/// Whole numbers whose logarithms are looked up.
+const WHOLE: usize = 1 << 14;
+/// Entries of the table for larger ones.
 const ENTRIES: usize = 1 << 10;
 
-static LOGARITHMS: LazyLock<Vec<(f64, f64)>> = LazyLock::new(|| {
+static LOGARITHMS: LazyLock<Logarithms> = LazyLock::new(|| {
     let middle = |i: usize| 1.0 + (i as f64 + 0.5) / ENTRIES as f64;
-    (0..ENTRIES)
-        .map(|i| (1.0 / middle(i), middle(i).ln()))
-        .collect()
+    Logarithms {
+        whole: (0..WHOLE).map(|i| (i.max(1) as f64).ln()).collect(),
+        parts: (0..ENTRIES)
+            .map(|i| (1.0 / middle(i), middle(i).ln()))
+            .collect(),
+    }
 });
 
-/// The natural logarithm of a positive normal number, to 1e-13 or better: the middle of the nearest of [`ENTRIES`]
-/// parts of the binade from a table, and three terms of the series around it.
-fn ln(table: &[(f64, f64)], x: f64) -> f64 {
-    let bits = x.to_bits();
-    let exponent = (bits >> 52) as i32 - 1023;
-    let mantissa = f64::from_bits(bits & ((1 << 52) - 1) | 1023 << 52);
-    let (reciprocal, log) = table[(bits >> 42) as usize & (ENTRIES - 1)];
-    let r = mantissa * reciprocal - 1.0;
-    f64::from(exponent) * std::f64::consts::LN_2 + log + r * (1.0 - r * (0.5 - r / 3.0))
+/// Natural logarithms of whole numbers.
+struct Logarithms {
+    whole: Vec<f64>,
+    /// By part of a binade the reciprocal of its middle, and its logarithm.
+    parts: Vec<(f64, f64)>,
+}
+
+impl Logarithms {
+    /// The logarithm to 1e-13 or better, that of 0 taken as 0.
+    #[inline(always)]
+    fn of(&self, x: u64) -> f64 {
+        match self.whole.get(x as usize) {
+            Some(&log) => log,
+            None => self.of_large(x as f64),
+        }
+    }
+
+    /// That of a positive normal number: the middle of the nearest of [`ENTRIES`] parts of the binade from a table,
+    /// and three terms of the series around it.
+    fn of_large(&self, x: f64) -> f64 {
+        let bits = x.to_bits();
+        let exponent = (bits >> 52) as i32 - 1023;
+        let mantissa = f64::from_bits(bits & ((1 << 52) - 1) | 1023 << 52);
+        let (reciprocal, log) = self.parts[(bits >> 42) as usize & (ENTRIES - 1)];
+        let r = mantissa * reciprocal - 1.0;
+        f64::from(exponent) * std::f64::consts::LN_2 + log + r * (1.0 - r * (0.5 - r / 3.0))
+    }
 }
 
 #[cfg(test)]
@@ -386,7 +419,28 @@ mod tests {
     #[test]
     fn logarithms() {
         for x in [1.0, 2.0, 0.1, 1e-300, 123_456.789, 1e18, 1.999_999] {
-            assert!((ln(&LOGARITHMS, x) - f64::ln(x)).abs() < 1e-10, "{x}");
+            assert!((LOGARITHMS.of_large(x) - f64::ln(x)).abs() < 1e-10, "{x}");
+        }
+        for x in [1, 2, 16_383, 16_384, 1 << 50] {
+            assert!((LOGARITHMS.of(x) - (x as f64).ln()).abs() < 1e-10, "{x}");
+        }
+        assert_eq!(LOGARITHMS.of(0), 0.0);
+    }
+
+    #[test]
+    fn edges_are_those_of_a_division() {
+        for (length, groups) in [
+            (1, 1),
+            (8192, 8192),
+            (8191, 4095),
+            (1000, 255),
+            (257, 256),
+            (8192, 3),
+        ] {
+            let edges = Edges::new(7, length, groups);
+            for group in 0..=groups {
+                assert_eq!(edges.at(group), 7 + (group * length).div_ceil(groups));
+            }
         }
     }
 

@@ -62,6 +62,21 @@ proptest! {
     }
 
     #[test]
+    fn a_clamp_is_observed_as_on_its_own(runs in runs(), upper in prop_oneof![Just(f32::INFINITY), -0.0f32..4.0]) {
+        let (mut stats, mut clamped) = (TensorStats::new(&[-1]), TensorStats::new(&[1, -1]));
+        let mut expected = [stats.clone(), clamped.clone()];
+        for (samples, data) in &runs {
+            let dims = [data.len() / 6, 2, 3];
+            stats.observe_clamped(&mut clamped, upper, *samples, &dims, data);
+            expected[0].observe(*samples, &dims, data);
+            let clamp = |&x: &f32| if x.is_nan() { x } else { x.max(0.0).min(upper) };
+            let data: Vec<f32> = data.iter().map(clamp).collect();
+            expected[1].observe(*samples, &dims, &data);
+        }
+        prop_assert_eq!([stats, clamped], expected);
+    }
+
+    #[test]
     fn stored_and_read_back(runs in runs()) {
         let stats = observed(&runs);
         let text = serde_json::to_string(&stats).unwrap();

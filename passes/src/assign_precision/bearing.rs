@@ -115,14 +115,15 @@ pub(super) fn least_sqnr(settings: &QuantSettings, base: Base) -> f64 {
     settings.min_activation_sqnr - less
 }
 
-/// The scale raised to the next power of two, with the zero point that belongs to it.
+/// The scale raised to the next power of two, with the zero point that belongs to it: at the lowest code it stays, so
+/// that no code lies below zero.
 fn with_power_of_two(mut params: QParams, high: f32, scheme: Scheme) -> QParams {
     let kind = ScaleKind {
         power_of_two: true,
         half: false,
     };
     params.scale = kind.stored(params.scale);
-    if scheme == Scheme::Asymmetric && params.zero_point != 0 {
+    if scheme == Scheme::Asymmetric && ![0, params.qmin].contains(&params.zero_point) {
         let exact = f64::from(params.qmax) - f64::from(high.max(0.0)) / f64::from(params.scale);
         params.zero_point = (exact.round_ties_even() as i32).clamp(params.qmin, params.qmax);
     }

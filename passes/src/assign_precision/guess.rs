@@ -8,7 +8,7 @@ use super::placement::{Mode, Placement};
 use super::residual;
 use crate::codebook_weights::is_indexed;
 use crate::ops::{self, Kernel, Linear};
-use crate::target::Role;
+use crate::target::{Role, Use};
 
 impl Placement<'_> {
     pub(super) fn first_guess(&mut self, node: NodeId) -> Mode {
@@ -29,7 +29,7 @@ impl Placement<'_> {
             Some(Ok(linear)) => self.linear(node, linear),
             None => self.other(node),
         };
-        self.without_weight_only(guess)
+        self.without_weight_only(node, guess)
     }
 
     /// A linear operator with a constant weight.
@@ -47,6 +47,9 @@ impl Placement<'_> {
             Some(_) => None,
             None => Some("the target's table does not have it"),
         };
+        if let Some(reason) = self.format_refusal(node) {
+            return Mode::Float(reason);
+        }
         self.linears.insert(node, linear);
         if self.settings.dynamic {
             return match kernel
@@ -61,6 +64,7 @@ impl Placement<'_> {
             _ if self.inner(node) => "stands inside a subgraph, which calibration does not reach",
             _ if !self.activations(node) => self.no_activations(node),
             (_, Some(why)) | (Kernel::None(why), _) => why,
+            _ if self.weights_alone(node) => "its weights are read in a format for weights alone",
             _ if self.is_indexed(node) => {
                 "weights that are indices into a table have no integer kernel"
             }
@@ -174,14 +178,33 @@ impl Placement<'_> {
     }
 
     /// Few bits for weights alone, where the target takes them.
-    fn without_weight_only(&self, mode: Mode) -> Mode {
+    fn without_weight_only(&self, node: NodeId, mode: Mode) -> Mode {
         match mode {
-            Mode::WeightOnly(why) if !self.target.weight_only => Mode::Float(format!(
-                "{why}; {} takes INT8 weights only with quantized activations",
-                self.target.title
-            )),
+            Mode::WeightOnly(why) if !self.target.weight_only && !self.weights_alone(node) => {
+                let base = self.choices.of(node).weights.map_or(Base::INT8, |f| f.base);
+                Mode::Float(format!(
+                    "{why}; {} takes {} weights only with quantized activations",
+                    self.target.title,
+                    base.to_string().to_uppercase()
+                ))
+            }
             other => other,
         }
+    }
+
+    /// Why the target does not read a layer's weights in their format; `None` where it does, or no rule says.
+    fn format_refusal(&self, node: NodeId) -> Option<String> {
+        let format = self.choices.of(node).weights?;
+        let op = self.model.node(node).op_type();
+        let rule = self.target.format(format.base)?;
+        rule.refusal(format, op, self.target.title)
+    }
+
+    /// Whether the format of a layer's weights is one that the target reads for weights alone.
+    fn weights_alone(&self, node: NodeId) -> bool {
+        let format = self.choices.of(node).weights;
+        let rule = format.and_then(|f| self.target.format(f.base));
+        rule.is_some_and(|r| r.used == Use::Weights) && self.linears.contains_key(&node)
     }
 
     /// The limit of the target that leaves a node out; a weight's slot is given.

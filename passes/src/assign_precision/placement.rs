@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use onnx_quant_ir::{Model, NodeId, ValueId};
+use onnx_quant_numerics::affine::{QOptions, code_range};
 use onnx_quant_numerics::format::{Format, Scheme};
 
 use crate::infer::{Facts, infer_declared};
@@ -255,10 +256,6 @@ impl<'a> Placement<'a> {
         if self.settings.dynamic {
             return;
         }
-        let redundant = self.target.clamps == Clamps::Redundant;
-        if redundant && self.settings.activation_scheme != Scheme::Asymmetric {
-            return;
-        }
         for &node in &self.model.main().nodes {
             if !self.gives_codes(node) {
                 continue;
@@ -273,15 +270,33 @@ impl<'a> Placement<'a> {
                 && self.model.node(clamp).graph == Model::MAIN;
             let bounds = ops::clamp_bounds(self.model, clamp);
             let excluded = self.selector.excluded_by(self.model, clamp).is_some();
-            if one_use
-                && !excluded
-                && bounds
-                    .is_some_and(|(lo, hi)| lo < hi && (!redundant || (lo <= 0.0 && hi >= 0.0)))
-            {
+            if one_use && !excluded && bounds.is_some_and(|b| self.takes_in(node, b)) {
                 self.merged.insert(clamp, node);
                 self.modes.insert(clamp, Mode::Merged);
             }
         }
+    }
+
+    /// Whether an integer operator takes in a clamp behind it. Codes take the place of a bound where they end at it: the
+    /// lowest of the type is 0, or the highest is the bound. A reduced range leaves codes of the type beyond its ends,
+    /// and so does a scale that is raised to a power of two, but not below a zero point at the lowest code.
+    fn takes_in(&self, node: NodeId, (low, high): (f32, f32)) -> bool {
+        if self.target.clamps != Clamps::Redundant {
+            return low < high;
+        }
+        let Some(format) = self.wanted_format(node) else {
+            return false;
+        };
+        let options = QOptions {
+            narrow: false,
+            reduce_range: self.settings.reduce_range,
+        };
+        let (info, (qmin, qmax)) = (format.base.info(), code_range(format.base, options));
+        let whole = qmax == info.qmax && !self.settings.storage.power_of_two;
+        self.settings.activation_scheme == Scheme::Asymmetric
+            && low < high
+            && (low == f32::NEG_INFINITY || low <= 0.0 && qmin == info.qmin)
+            && (high == f32::INFINITY || high >= 0.0 && whole)
     }
 
     /// Whether an operator's result is quantized at once because its kernel gives codes; where pairs stand on inputs

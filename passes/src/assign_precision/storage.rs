@@ -7,7 +7,7 @@ use onnx_quant_numerics::format::{Base, Format, Granularity};
 
 use crate::plan::{BlockAxis, PrecisionPlan, WeightPlan};
 use crate::settings::QuantSettings;
-use crate::target::cannot_run;
+use crate::target::{Use, cannot_run};
 
 /// Whether a format is one of those that integer kernels are made for.
 pub(super) fn eight_bits(format: Format) -> bool {
@@ -26,7 +26,11 @@ pub(super) fn runtime_notes(plan: &PrecisionPlan, settings: &QuantSettings) -> B
     let unknown = |f: Format| Some(format!("{f}: {}{instead}", cannot_run(settings.target, f)?));
     let all = weights.clone().chain(activations.clone());
     let mut notes: BTreeSet<String> = all.filter_map(unknown).collect();
-    for f in activations.filter(|f| !eight_bits(*f)) {
+    let has_kernels = |f: Format| {
+        let rule = settings.target.rules().format(f.base);
+        eight_bits(f) || rule.is_some_and(|r| r.used == Use::Both)
+    };
+    for f in activations.filter(|f| !has_kernels(*f)) {
         notes.insert(format!(
             "{title} has no integer kernels for {} activations: it runs float operators between the pairs",
             f.base

@@ -17,6 +17,9 @@ pub enum CalibrationError {
     /// Two models.
     #[error("belongs to another model ({}…, not {}…): calibrate this model, exactly this file", short(.0), short(.1))]
     Models(String, String),
+    /// Two runtimes.
+    #[error("was made with {0}, not with {1}: one runtime must see all samples")]
+    Engines(String, String),
     /// Data of different length.
     #[error("is of other data: {0} samples, not {1}; only parts of the same data can be merged")]
     Data(usize, usize),

@@ -7,6 +7,7 @@ use super::*;
 
 fn part(first: usize, end: usize) -> Calibration {
     let mut c = Calibration::new("sha256:0123456789abcdef".to_owned(), 10);
+    c.engine = "tract".to_owned();
     c.notes = vec![format!("note {}", first % 2)];
     for key in ["a", "b/c"] {
         let mut stats = TensorStats::new(&[1]);
@@ -32,6 +33,7 @@ fn parts_in_any_order_are_the_whole() {
     let parts = [part(0, 3), part(3, 4), part(4, 10)];
     for order in [[0, 1, 2], [2, 0, 1], [1, 2, 0]] {
         let mut all = Calibration::new(whole.model.clone(), 10);
+        all.engine.clone_from(&whole.engine);
         for i in order {
             all.merge(&parts[i]).unwrap();
         }
@@ -46,7 +48,7 @@ fn a_file_is_read_back() {
     let back = Calibration::read(&text).unwrap();
     assert_eq!(back, c);
     assert_eq!(bytes(&back), text);
-    assert_eq!(String::from_utf8(text).unwrap().lines().count(), 12);
+    assert_eq!(String::from_utf8(text).unwrap().lines().count(), 13);
 }
 
 #[test]
@@ -58,6 +60,11 @@ fn parts_that_do_not_fit_are_refused() {
     };
     let text = refused(&|c| c.model = "sha256:fedcba9876543210".to_owned());
     assert!(text.contains("another model"), "{text}");
+    let text = refused(&|c| c.engine = "onnxruntime".to_owned());
+    assert!(
+        text.starts_with("was made with tract, not with onnxruntime"),
+        "{text}"
+    );
     assert!(refused(&|c| c.of = 11).contains("10 samples, not 11"));
     assert!(refused(&|c| c.data = "0".to_owned()).contains("of other data"));
     assert!(refused(&|c| *c = part(2, 5)).contains("samples 2 to 2 are in more than one part"));

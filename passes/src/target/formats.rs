@@ -51,14 +51,11 @@ fn tract(format: Format) -> Answer {
 }
 
 fn tensorrt(format: Format) -> Answer {
-    let granularity = format.granularity(Granularity::Channel);
-    let taken = match format.base {
-        Base::INT8 | Base::FP8_E4M3 => {
-            !matches!(granularity, Granularity::Block(_) | Granularity::Vsq(_))
-        }
-        Base::INT4 => matches!(granularity, Granularity::Block(64 | 128)),
-        Base::Mxfp8 | Base::Nvfp4 | Base::Fp32 | Base::Fp16 | Base::Bf16 => true,
-        _ => false,
+    let target = TargetName::TensorRt.rules();
+    let taken = match target.format(format.base) {
+        // Whatever the operator: this is about the numbers.
+        Some(rule) => rule.refusal(format, rule.ops[0], target.title).is_none(),
+        None => matches!(format.base, Base::Fp32 | Base::Fp16 | Base::Bf16),
     };
     (!taken).then_some((
         "TensorRT reads int8 and fp8e4m3 a tensor or a channel, int4:block64, int4:block128, mxfp8 and nvfp4",

@@ -58,6 +58,7 @@ pub const TARGET: Target = Target {
     bias: Bias::Int32,
     clamps: Clamps::Redundant,
     weight_only: true,
+    formats: &[],
     grouped_transpose_scales: true,
     half: true,
     integer_operators: true,

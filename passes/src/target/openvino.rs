@@ -55,6 +55,7 @@ pub const TARGET: Target = Target {
     bias: Bias::Float,
     clamps: Clamps::Apart,
     weight_only: true,
+    formats: &[],
     grouped_transpose_scales: true,
     half: true,
     integer_operators: false,

@@ -4,7 +4,43 @@
 
 use onnx_quant_numerics::format::{Base, Scheme};
 
-use super::{Bias, Clamps, Limit, Pairs, Role, Target, TargetName, op, rule};
+use super::{Bias, Clamps, FormatRule, Limit, Pairs, Role, Target, TargetName, Use, op, rule};
+
+const PRODUCTS: &[&str] = &["Gemm", "MatMul"];
+
+/// What is read of each number format.
+const FORMATS: &[FormatRule] = &[
+    FormatRule {
+        base: Base::INT8,
+        blocks: &[],
+        used: Use::Both,
+        ops: &["Conv", "ConvTranspose", "Gemm", "MatMul"],
+    },
+    FormatRule {
+        base: Base::FP8_E4M3,
+        blocks: &[],
+        used: Use::Both,
+        ops: &["Conv", "Gemm", "MatMul"],
+    },
+    FormatRule {
+        base: Base::INT4,
+        blocks: &[64, 128],
+        used: Use::Weights,
+        ops: PRODUCTS,
+    },
+    FormatRule {
+        base: Base::Mxfp8,
+        blocks: &[32],
+        used: Use::Both,
+        ops: PRODUCTS,
+    },
+    FormatRule {
+        base: Base::Nvfp4,
+        blocks: &[16],
+        used: Use::Both,
+        ops: PRODUCTS,
+    },
+];
 
 /// The table.
 pub const TARGET: Target = Target {
@@ -49,6 +85,7 @@ pub const TARGET: Target = Target {
     bias: Bias::Float,
     clamps: Clamps::Fused,
     weight_only: false,
+    formats: FORMATS,
     grouped_transpose_scales: false,
     half: true,
     integer_operators: false,
@@ -86,7 +123,19 @@ pub const TARGET: Target = Target {
         ),
         rule(
             "without calibration",
-            "nothing: INT8 weights alone have no kernel",
+            "int4 weights of Gemm and MatMul; INT8 weights alone have no kernel",
+        ),
+        rule(
+            "int4",
+            "weights alone, of Gemm and MatMul, symmetric, in blocks of 64 or 128: they are dequantized, and the activation stays in float",
+        ),
+        rule(
+            "fp8e4m3",
+            "activations and weights, both: one scale a tensor, for weights also a channel; opset 19; not ConvTranspose",
+        ),
+        rule(
+            "mxfp8, nvfp4",
+            "activations and weights of Gemm and MatMul, both: blocks of 32 with a power of two, blocks of 16 with an fp8e4m3 scale (opset 23)",
         ),
         rule(
             "qoperator, --dynamic",

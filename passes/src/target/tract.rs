@@ -39,6 +39,7 @@ pub const TARGET: Target = Target {
     bias: Bias::Int32,
     clamps: Clamps::Redundant,
     weight_only: true,
+    formats: &[],
     grouped_transpose_scales: true,
     half: false,
     integer_operators: true,

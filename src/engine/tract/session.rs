@@ -50,7 +50,7 @@ impl TractSession {
         let watch = model
             .nodes()
             .iter()
-            .map(|n| n.op_as::<Observe>().cloned())
+            .map(|n| Some(n.op_as::<Observe>()?.clone().relax(&request.unordered)))
             .collect();
         Ok(Self {
             plan,
