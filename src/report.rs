@@ -207,6 +207,35 @@ pub fn weight_rows(plan: &PrecisionPlan) -> Vec<WeightReport> {
         .collect()
 }
 
+impl SkipReport {
+    /// The places in words: those with one reason and one pass in a line of their own, in the order of the first.
+    pub fn lines<'a>(skips: impl IntoIterator<Item = &'a Self>) -> Vec<String> {
+        let mut groups: Vec<(&Self, Vec<&str>)> = Vec::new();
+        for skip in skips {
+            let same = |(s, _): &&mut (&Self, _)| s.reason == skip.reason && s.pass == skip.pass;
+            match groups.iter_mut().find(same) {
+                Some((_, subjects)) => subjects.push(&skip.subject),
+                None => groups.push((skip, vec![&skip.subject])),
+            }
+        }
+        let line = |(skip, subjects): (&Self, Vec<&str>)| {
+            let shown = subjects[..subjects.len().min(4)].join(", ");
+            let more = match subjects.len() {
+                0..=4 => String::new(),
+                n => format!(" and {} more", n - 4),
+            };
+            format!("{shown}{more}: {} ({})", skip.reason, skip.pass)
+        };
+        groups.into_iter().map(line).collect()
+    }
+}
+
+/// What the passes that quantize left as it was, in lines.
+pub fn quantize_skips(report: &Report) -> Vec<String> {
+    let skips = report.skips.iter();
+    SkipReport::lines(skips.filter(|s| s.pass.starts_with("quantize")))
+}
+
 /// The skips of a run as rows, each once.
 pub fn skip_rows(cx: &PassContext) -> Vec<SkipReport> {
     let mut rows: Vec<SkipReport> = Vec::new();

@@ -45,12 +45,10 @@ impl FromStr for WeightCalibrator {
 }
 
 impl WeightCalibrator {
-    /// What a format uses unless told otherwise: with fewer than 8 bits clipping pays, with 8 and more it does not, and
-    /// block formats have an algorithm of their own.
+    /// What a format uses unless told otherwise: with fewer than 8 bits clipping pays, with 8 and more it does not.
     pub fn default_for(base: Base) -> Self {
-        let info = base.info();
-        match base.own_block() {
-            None if info.bits < 8 => WeightCalibrator::Mse,
+        match base.info().bits {
+            0..8 => WeightCalibrator::Mse,
             _ => WeightCalibrator::MinMax,
         }
     }

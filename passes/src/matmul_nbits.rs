@@ -137,8 +137,7 @@ fn packed(model: &Model, node: NodeId, weight: &Qdq) -> Result<Packed, String> {
     };
     let (k, columns) = (k as usize, columns as usize);
     let places = places(model, weight, sum_axis, k, columns)?;
-    let scales = model.constant(weight.scale).ok_or(TWO_LEVELS)?;
-    let float = scales.dtype();
+    let (scales, float) = scales(model, weight).ok_or(TWO_LEVELS)?;
     if !matches!(float, DataType::Float | DataType::Float16) {
         return Err(TWO_LEVELS.to_owned());
     }
@@ -198,6 +197,23 @@ fn packed(model: &Model, node: NodeId, weight: &Qdq) -> Result<Packed, String> {
     })
 }
 
+/// The scales, and the type that they are computed in: those of another type are cast before they are used, and the
+/// operator stores them in the type of its input.
+fn scales<'a>(model: &'a Model, weight: &Qdq) -> Option<(&'a Tensor, DataType)> {
+    if let Some(scales) = model.constant(weight.scale) {
+        return Some((scales, scales.dtype()));
+    }
+    let (cast, _) = model.producer(weight.scale)?;
+    let to = model
+        .node(cast)
+        .attr_i("to")
+        .filter(|_| model.node(cast).op_type() == "Cast")?;
+    let to = [DataType::Float, DataType::Float16]
+        .into_iter()
+        .find(|t| *t as i64 == to)?;
+    Some((model.constant(model.input(cast, 0)?)?, to))
+}
+
 const TWO_LEVELS: &str =
     "MatMulNBits takes one level of FP32 or FP16 scales; use int4:block16 in place of vsq16";
 
@@ -208,7 +224,7 @@ fn places(
     k: usize,
     columns: usize,
 ) -> Result<Places, String> {
-    let scale = model.constant(weight.scale).ok_or(TWO_LEVELS)?;
+    let (scale, _) = scales(model, weight).ok_or(TWO_LEVELS)?;
     let axis = if weight.axis < 0 {
         weight.axis + 2
     } else {

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 
 use onnx_quant::check::CheckReport;
 use onnx_quant::check::engines::EngineReport;
-use onnx_quant::report::Report;
+use onnx_quant::report::{Report, quantize_skips};
 use serde::Serialize;
 
 pub(crate) use crate::report::words::{bytes, decibels, short, table};
@@ -185,12 +185,8 @@ pub(crate) fn report_text(report: &Report, reasons: &[(String, Vec<String>)]) ->
     for note in &report.notes {
         let _ = writeln!(out, "note: {note}");
     }
-    for s in report
-        .skips
-        .iter()
-        .filter(|s| s.pass.starts_with("quantize"))
-    {
-        let _ = writeln!(out, "left: {}: {} ({})", s.subject, s.reason, s.pass);
+    for line in quantize_skips(report) {
+        let _ = writeln!(out, "left: {line}");
     }
     if let Some(check) = &report.check {
         out.push_str(&check_text(check, 5));

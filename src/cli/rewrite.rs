@@ -115,8 +115,8 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
         };
         text.push_str(&format!("{time}{:<24} {changed}\n", p.pass));
     }
-    for s in &answer.skips {
-        text.push_str(&format!("left: {}: {} ({})\n", s.subject, s.reason, s.pass));
+    for line in SkipReport::lines(&answer.skips) {
+        text.push_str(&format!("left: {line}\n"));
     }
     for n in &answer.notes {
         text.push_str(&format!("note: {n}\n"));

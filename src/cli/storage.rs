@@ -138,8 +138,9 @@ fn parse_floats(text: &str) -> Result<Base, String> {
     }
 }
 
-/// Reads the format of weights.
+/// Reads the format of weights; `none` is float, as everywhere.
 pub(crate) fn parse_weights(text: &str) -> Result<Format, String> {
+    let text = if text == "none" { "fp32" } else { text };
     text.parse().map_err(|e| format!("{e}"))
 }
 

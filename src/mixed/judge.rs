@@ -117,7 +117,7 @@ impl<'a> Judge<'a> {
     pub(super) fn loss(&self, candidate: &Model, kind: LossKind) -> Result<f64, Error> {
         let of = |r: &[Tensor], c: &[Tensor], b: &Batch| {
             let mut loss = Loss::default();
-            loss.add((r, c), b, self.sampler.labels)?;
+            loss.add(kind, (r, c), b, self.sampler.labels)?;
             Ok(loss)
         };
         let mut sum = Loss::default();

@@ -99,12 +99,13 @@ impl Default for Loss {
 }
 
 impl Loss {
-    /// Adds one batch.
+    /// Adds one batch: what a loss of this kind needs.
     ///
     /// # Errors
     /// Outputs that cannot be read or compared.
     pub(super) fn add(
         &mut self,
+        kind: LossKind,
         (reference, candidate): (&[Tensor], &[Tensor]),
         batch: &Batch,
         labels: Option<&Labels>,
@@ -123,7 +124,9 @@ impl Loss {
             if i > 0 || width < 2 || a.len() != b.len() {
                 continue;
             }
-            self.kl.add(&a, &b, width).map_err(|e| bad(&e))?;
+            if matches!(kind, LossKind::Kl | LossKind::Task) {
+                self.kl.add(&a, &b, width).map_err(|e| bad(&e))?;
+            }
             if let Some(l) = labels {
                 let ids = l.range(batch.first_sample, batch.samples);
                 if ids.len() * width == a.len() {

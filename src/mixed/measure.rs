@@ -290,7 +290,8 @@ impl Measuring<'_> {
             };
             let own = session.run(&inputs, None)?;
             let clean = chunks.outputs_of(piece.at, &r.values);
-            sums.local.add((&clean, &own), &r.batch, None)?;
+            let local = LossKind::Local;
+            sums.local.add(local, (&clean, &own), &r.batch, None)?;
             if let (Some(least), Some(have)) = (self.analysis.prefilter, sums.local.sqnr_db())
                 && have < least
             {
@@ -307,7 +308,7 @@ impl Measuring<'_> {
                 |l: usize, _: &[Tensor]| (l == layer).then(|| own.take().map(Ok)).flatten();
             let outputs = chunks.rerun(&r.values, piece.at, &mut replaced)?;
             let both = (r.outputs.as_slice(), outputs.as_slice());
-            sums.loss.add(both, &r.batch, self.subject.labels)?;
+            sums.loss.add(kind, both, &r.batch, self.subject.labels)?;
             sums.errors.add(kind, both, &r.batch, self.samples())?;
             // Later batches would say the same of a format that leaves nothing of the signal.
             if !self.analysis.thorough && sums.loss.value(kind) > 4.0 * kind.hopeless() {
@@ -537,7 +538,7 @@ impl Measuring<'_> {
                 };
                 let outputs = chunks.rerun(&first.values, pieces[&a].at, &mut replaced)?;
                 let mut loss = Loss::default();
-                loss.add((&first.outputs, &outputs), &first.batch, None)?;
+                loss.add(kind, (&first.outputs, &outputs), &first.batch, None)?;
                 let loss = loss.value(kind);
                 let alone = sums[a][i].value(kind) + sums[b][i].value(kind);
                 let (w, x) = self.trials[a][i].texts();

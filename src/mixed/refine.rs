@@ -266,7 +266,7 @@ fn vector(problem: &Problem, item: &Item, length: usize) -> (Vec<f32>, f64) {
     for &(layer, pick) in &item.picks {
         let c = &problem.layers[layer].2[pick];
         if c.direction.len() == length {
-            let scale = c.loss.min(1e30).max(0.0).sqrt() as f32;
+            let scale = c.loss.clamp(0.0, 1e30).sqrt() as f32;
             for (s, d) in sum.iter_mut().zip(&c.direction) {
                 *s += scale * d;
             }

@@ -259,10 +259,7 @@ fn float(report: &Report) -> Table {
 
 fn notes(report: &Report) -> Vec<String> {
     let mut notes = report.notes.clone();
-    let skips = report
-        .skips
-        .iter()
-        .filter(|s| s.pass.starts_with("quantize"));
-    notes.extend(skips.map(|s| format!("left: {}: {} ({})", s.subject, s.reason, s.pass)));
+    let lines = super::quantize_skips(report).into_iter();
+    notes.extend(lines.map(|line| format!("left: {line}")));
     notes
 }

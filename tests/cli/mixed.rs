@@ -391,3 +391,49 @@ fn options_that_need_each_other_say_so() {
     dir.line("quantize net.onnx --auto --plan p.toml -o q.onnx")
         .ends(2);
 }
+
+#[test]
+fn a_plan_knows_how_accuracy_was_recovered() {
+    let dir = tied();
+    let weights = "--weights int4 --optimize adaround,bias-correction --calib calib.npz";
+    dir.line(&format!(
+        "quantize net.onnx {weights} -o a.onnx --save-plan p.toml"
+    ))
+    .ends(0);
+    let made = plan(&dir, "p.toml");
+    let optimize = made["optimize"].as_table().unwrap();
+    assert_eq!(
+        optimize["methods"].as_str(),
+        Some("adaround,bias-correction")
+    );
+    dir.line("quantize net.onnx --plan p.toml --calib calib.npz -o b.onnx")
+        .ends(0);
+    assert!(dir.read("a.onnx") == dir.read("b.onnx"));
+    let text = String::from_utf8(dir.read("p.toml")).unwrap();
+    dir.write("q.toml", text.replace("adaround,", "adarond,").as_bytes());
+    dir.line("quantize net.onnx --plan q.toml --calib calib.npz -o c.onnx")
+        .refuses(&["q.toml:", "adarond", "did you mean `adaround`"]);
+}
+
+#[test]
+fn what_is_recovered_after_the_choice_is_judged_with_its_interval() {
+    let dir = tied();
+    let auto = "quantize net.onnx --auto --avg-bits 7 --candidates int8/uint8,int4/uint8 --calib calib.npz --eval eval.npz";
+    let ran = dir
+        .line(&format!("{auto} --optimize fast -o a.onnx --json"))
+        .ends(0);
+    let chosen = &ran.json()["chosen"];
+    let of = |key: &str| chosen[key].as_f64().unwrap();
+    assert!(
+        of("lower") <= of("drop") && of("drop") <= of("upper"),
+        "{chosen}"
+    );
+    let checked = dir
+        .line("check net.onnx a.onnx --eval eval.npz --json")
+        .ends(0)
+        .json();
+    assert_eq!(
+        of("candidate"),
+        checked["task"]["candidate"].as_f64().unwrap()
+    );
+}

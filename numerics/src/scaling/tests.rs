@@ -35,7 +35,7 @@ fn names_and_defaults() {
     );
     assert_eq!(
         WeightCalibrator::default_for(Base::Mxfp4),
-        WeightCalibrator::MinMax
+        WeightCalibrator::Mse
     );
 }
 

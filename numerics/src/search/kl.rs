@@ -263,7 +263,7 @@ impl Edges {
     #[inline(always)]
     fn at(&self, group: usize) -> usize {
         let dividend = (group * self.length + self.groups - 1) as u64;
-        self.first + (dividend * self.reciprocal >> 40) as usize
+        self.first + ((dividend * self.reciprocal) >> 40) as usize
     }
 }
 
