@@ -40,14 +40,30 @@ fn grouping(name: &str) -> Option<Grouping> {
 }
 
 /// The yardstick: each thread copies its part.
+fn copy(out: &mut [f32]) {
+    let parts = out.par_chunks_mut(1 << 20).zip(DATA.par_chunks(1 << 20));
+    parts.for_each(|(to, from)| to.copy_from_slice(black_box(from)));
+}
+
+/// Into memory that was written before.
 #[divan::bench(sample_count = 5)]
 fn memcpy(bencher: Bencher) {
     let mut out = vec![0f32; DATA.len()];
+    copy(&mut out);
+    bencher
+        .counter(BytesCount::of_slice(DATA.as_slice()))
+        .bench_local(|| copy(&mut out));
+}
+
+/// Into a new tensor, as codes are: the system hands out its pages while it is written.
+#[divan::bench(sample_count = 5)]
+fn memcpy_new(bencher: Bencher) {
     bencher
         .counter(BytesCount::of_slice(DATA.as_slice()))
         .bench_local(|| {
-            let parts = out.par_chunks_mut(1 << 20).zip(DATA.par_chunks(1 << 20));
-            parts.for_each(|(to, from)| to.copy_from_slice(black_box(from)));
+            let mut out = vec![0f32; DATA.len()];
+            copy(&mut out);
+            out
         });
 }
 

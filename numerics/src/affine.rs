@@ -129,46 +129,76 @@ pub fn choose_qparams(
     scheme: Scheme,
     options: QOptions,
 ) -> Result<QParams, RangeError> {
-    if !min.is_finite() || !max.is_finite() {
-        return Err(RangeError::NotFinite { min, max });
-    }
-    if min > max {
-        return Err(RangeError::Inverted { min, max });
-    }
-    let (low, high) = (f64::from(min.min(0.0)), f64::from(max.max(0.0)));
-    if let Some(element) = base.element() {
-        return Ok(float_params(high.max(-low), element, base));
-    }
-    let (qmin, qmax) = code_range(base, options);
-    let (scale, zero_point) = match scheme {
-        Scheme::Symmetric => {
-            let zero_point = if base.info().signed {
-                0
-            } else {
-                (qmax + 1) / 2
-            };
-            let scale = normal_scale(high.max(-low), qmax - zero_point);
-            (scale, zero_point)
+    Chooser::new(base, scheme, options).choose(min, max)
+}
+
+/// [`choose_qparams`] for many ranges.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Chooser {
+    base: Base,
+    scheme: Scheme,
+    element: Option<MiniFloat>,
+    qmin: i32,
+    qmax: i32,
+    /// The zero point of symmetric ranges.
+    middle: i32,
+}
+
+impl Chooser {
+    pub(crate) fn new(base: Base, scheme: Scheme, options: QOptions) -> Self {
+        let (qmin, qmax) = code_range(base, options);
+        let middle = match base.info().signed {
+            true => 0,
+            false => (qmax + 1) / 2,
+        };
+        Chooser {
+            base,
+            scheme,
+            element: base.element(),
+            qmin,
+            qmax,
+            middle,
         }
-        Scheme::Asymmetric => {
-            let scale = normal_scale(high - low, qmax - qmin);
-            let exact = f64::from(qmax) - high / f64::from(scale);
-            let zero_point = if low == high {
-                0
-            } else {
-                exact.round_ties_even() as i32
-            };
-            (scale, zero_point.clamp(qmin, qmax))
+    }
+
+    #[inline]
+    pub(crate) fn choose(&self, min: f32, max: f32) -> Result<QParams, RangeError> {
+        if !min.is_finite() || !max.is_finite() {
+            return Err(RangeError::NotFinite { min, max });
         }
-    };
-    let farthest = (zero_point - qmin).max(qmax - zero_point);
-    let scale = finite_products(scale, farthest);
-    Ok(QParams {
-        scale,
-        zero_point,
-        qmin,
-        qmax,
-    })
+        if min > max {
+            return Err(RangeError::Inverted { min, max });
+        }
+        let (low, high) = (f64::from(min.min(0.0)), f64::from(max.max(0.0)));
+        if let Some(element) = self.element {
+            return Ok(float_params(high.max(-low), element, self.base));
+        }
+        let (qmin, qmax) = (self.qmin, self.qmax);
+        let (scale, zero_point) = match self.scheme {
+            Scheme::Symmetric => {
+                let scale = normal_scale(high.max(-low), qmax - self.middle);
+                (scale, self.middle)
+            }
+            Scheme::Asymmetric => {
+                let scale = normal_scale(high - low, qmax - qmin);
+                let exact = f64::from(qmax) - high / f64::from(scale);
+                let zero_point = if low == high {
+                    0
+                } else {
+                    exact.round_ties_even() as i32
+                };
+                (scale, zero_point.clamp(qmin, qmax))
+            }
+        };
+        let farthest = (zero_point - qmin).max(qmax - zero_point);
+        let scale = finite_products(scale, farthest);
+        Ok(QParams {
+            scale,
+            zero_point,
+            qmin,
+            qmax,
+        })
+    }
 }
 
 /// The scale that makes a magnitude the largest number of a float format; there is no zero point.

@@ -28,20 +28,19 @@ pub fn quantize_groups(
 ) -> Result<Vec<u8>, LayoutError> {
     grouping.check(data.len(), params.len())?;
     let info = base.info();
-    let within: Vec<QParams> = params
-        .iter()
-        .map(|p| QParams {
-            qmin: p.qmin.max(info.qmin),
-            qmax: p.qmax.min(info.qmax),
-            ..*p
-        })
-        .collect();
+    let within = |p: &QParams| QParams {
+        qmin: p.qmin.max(info.qmin),
+        qmax: p.qmax.min(info.qmax),
+        ..*p
+    };
     if info.storage_bits == 16 {
         let mut out = vec![[0u8; 2]; data.len()];
         let tasks = out.par_chunks_mut(TASK).enumerate();
         tasks.for_each_init(Columns::default, |columns, (task, out)| {
             let task = Task::new(data, grouping, task * TASK, out.len());
-            task.linear(&within, columns, out, |code| (code as u16).to_le_bytes());
+            task.linear(params, &within, columns, out, |code| {
+                (code as u16).to_le_bytes()
+            });
         });
         return Ok(out.into_flattened());
     }
@@ -52,7 +51,7 @@ pub fn quantize_groups(
         Columns::default,
         |columns, start, out| {
             let task = Task::new(data, grouping, start, out.len());
-            task.linear(&within, columns, out, |code| code as u8);
+            task.linear(params, &within, columns, out, |code| code as u8);
         },
     ))
 }
@@ -76,7 +75,7 @@ pub fn encode_groups(
         |(), start, out| {
             let task = Task::new(data, grouping, start, out.len());
             task.runs(out, |data, out, place| match place {
-                Place::One(p) => element.encode_scaled(data, scales[p], out),
+                Place::One(p) => element.encode_with(&encoder, data, scales[p], out),
                 Place::Each(first) => {
                     let scales = &scales[first..first + data.len()];
                     for ((out, &x), &scale) in out.iter_mut().zip(data).zip(scales) {
@@ -116,32 +115,33 @@ impl<'a> Task<'a> {
     fn linear<T>(
         &self,
         params: &[QParams],
+        within: &impl Fn(&QParams) -> QParams,
         columns: &mut Columns,
         out: &mut [T],
         store: impl Fn(i32) -> T,
     ) {
         self.runs(out, |data, out, place| match place {
-            Place::One(p) => match Kernel::new(&params[p]) {
-                Some(kernel) => {
+            Place::One(p) => {
+                let params = within(&params[p]);
+                let Some(kernel) = Kernel::new(&params) else {
                     for (out, &x) in out.iter_mut().zip(data) {
-                        *out = store(kernel.code(x));
+                        *out = store(quantize_wide(x, &params));
                     }
+                    return;
+                };
+                for (out, &x) in out.iter_mut().zip(data) {
+                    *out = store(kernel.code(x));
                 }
-                None => {
-                    for (out, &x) in out.iter_mut().zip(data) {
-                        *out = store(quantize_wide(x, &params[p]));
-                    }
-                }
-            },
+            }
             Place::Each(first) => {
                 let params = &params[first..first + data.len()];
-                if columns.hold(first, params) {
+                if columns.hold(first, params, within) {
                     for ((out, &x), kernel) in out.iter_mut().zip(data).zip(columns.kernels()) {
                         *out = store(kernel.code(x));
                     }
                 } else {
                     for ((out, &x), params) in out.iter_mut().zip(data).zip(params) {
-                        *out = store(quantize_wide(x, params));
+                        *out = store(quantize_wide(x, &within(params)));
                     }
                 }
             }
@@ -161,7 +161,12 @@ struct Columns {
 
 impl Columns {
     /// Takes the parameters of the groups from `first` on; false where there is no kernel for one.
-    fn hold(&mut self, first: usize, params: &[QParams]) -> bool {
+    fn hold(
+        &mut self,
+        first: usize,
+        params: &[QParams],
+        within: &impl Fn(&QParams) -> QParams,
+    ) -> bool {
         if self.first == first && self.scale.len() == params.len() {
             return true;
         }
@@ -170,7 +175,7 @@ impl Columns {
         self.low.clear();
         self.high.clear();
         self.zero_point.clear();
-        for kernel in params.iter().map_while(Kernel::new) {
+        for kernel in params.iter().map_while(|p| Kernel::new(&within(p))) {
             self.scale.push(kernel.scale);
             self.low.push(kernel.low);
             self.high.push(kernel.high);

@@ -197,13 +197,18 @@ impl MiniFloat {
 
     /// The saturating codes of `x / scale`, up to the shorter of `x` and `out`: QuantizeLinear to this type.
     pub fn encode_scaled(self, x: &[f32], scale: f32, out: &mut [u8]) {
+        self.encode_with(&Encoder::new(self), x, scale, out);
+    }
+
+    /// [`MiniFloat::encode_scaled`] with the encoder of this format.
+    #[inline]
+    pub(crate) fn encode_with(self, encoder: &Encoder, x: &[f32], scale: f32, out: &mut [u8]) {
         if self.layout().special == Special::NegativeZero {
             for (code, &x) in out.iter_mut().zip(x) {
                 *code = self.encode(x / scale, true);
             }
             return;
         }
-        let encoder = Encoder::new(self);
         for (code, &x) in out.iter_mut().zip(x) {
             *code = encoder.code(x / scale);
         }

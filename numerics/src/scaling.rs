@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
-use crate::affine::{QOptions, QParams, RangeError, choose_qparams};
+use crate::affine::{Chooser, QOptions, QParams, RangeError};
 use crate::channel::LayoutError;
 use crate::format::{Base, FormatError, Scheme, lookup};
 use crate::grouping::Grouping;
@@ -144,8 +144,10 @@ pub fn choose_params(
         }
         _ => None,
     };
+    let chooser = Chooser::new(how.base, how.scheme, how.options);
+    let params_of = |low: f32, high: f32| params_of(low, high, &chooser, how);
     let any = QParams::for_type(1.0, 0, how.base);
-    let of = |(low, high)| params_of(low, high, how).map(|params| fixed.unwrap_or(params));
+    let of = |(low, high)| params_of(low, high).map(|params| fixed.unwrap_or(params));
     if fixed.is_some() || how.calibrator == WeightCalibrator::MinMax {
         return map_ranges(data, grouping, any, of);
     }
@@ -154,7 +156,7 @@ pub fn choose_params(
     Ok(grouping.map_groups(data, |group, values| {
         let ((low, high), widest) = widest[group];
         let trial = |factor: f32| {
-            let params = params_of(low * factor, high * factor, how).unwrap_or(widest);
+            let params = params_of(low * factor, high * factor).unwrap_or(widest);
             (squared_error(values, &params), params)
         };
         least(widest, squared_error(values, &widest), trial)
@@ -185,8 +187,14 @@ fn map_ranges<R: Send + Sync + Copy>(
     }
 }
 
-fn params_of(low: f32, high: f32, how: &WeightQuantizer) -> Result<QParams, RangeError> {
-    let mut params = choose_qparams(low, high, how.base, how.scheme, how.options)?;
+#[inline]
+fn params_of(
+    low: f32,
+    high: f32,
+    chooser: &Chooser,
+    how: &WeightQuantizer,
+) -> Result<QParams, RangeError> {
+    let mut params = chooser.choose(low, high)?;
     let stored = how.scale.stored(params.scale);
     if stored != params.scale && how.scheme == Scheme::Asymmetric {
         let exact = f64::from(params.qmax) - f64::from(high.max(0.0)) / f64::from(stored);
