@@ -22,8 +22,8 @@ use crate::optimize::trial::{Exact, decibels};
 use crate::pipeline::{Run, Watch, plan_passes, rewrite_passes};
 use crate::prepared::Prepared;
 
-/// Samples that are held out, where the data has twice as many.
-const HELD_OUT: usize = 32;
+/// Samples that are held out, where the data has twice as many: fewer do not tell calibrators apart.
+const HELD_OUT: usize = 128;
 
 /// The calibrators that were tried, with the signal-to-noise ratio in dB of the output that differs most.
 #[derive(Debug, Clone, PartialEq)]
