@@ -35,11 +35,14 @@ fn run(dir: &Sandbox, line: &str) -> Ran {
     dir.run(&words[1..]).ends(0)
 }
 
-/// The first word of every line that is not indented: what does not change with every digit.
+/// The first word of every line that is not indented, of equal ones in a row one: what changes neither with every digit
+/// nor with the processor that the model is run on.
 fn outline(text: &str) -> Vec<String> {
     let lines = text.lines().filter(|l| !l.starts_with(' '));
     let word = |l: &str| l.split_whitespace().next().map(str::to_owned);
-    lines.filter_map(word).collect()
+    let mut words: Vec<String> = lines.filter_map(word).collect();
+    words.dedup();
+    words
 }
 
 /// A page with the output of its commands put into the block after each mark.
