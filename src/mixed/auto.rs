@@ -16,6 +16,7 @@ use super::judge::{Judge, Verdict};
 use super::loss::LossKind;
 use super::search::{self, Builder, Built, Rater, Trade};
 use super::sensitivity::Sensitivity;
+use crate::data::{DataSet, Labels};
 use crate::error::Error;
 use crate::metadata;
 use crate::quantize::{Evaluation, Job, Say, calibrate};
@@ -70,6 +71,18 @@ impl Ready {
     /// The model as it was read.
     pub fn float(&self) -> &Model {
         &self.calibrated.carried.float
+    }
+
+    /// The data that formats are compared on: that of the evaluation with its labels, else that of the calibration.
+    fn samples(&self, job: &Job) -> Result<Option<(DataSet, Option<&Labels>)>, Error> {
+        Ok(match (&self.evaluation, &job.calibration) {
+            (Some(e), _) => {
+                let (data, labels) = e.data();
+                Some((data.clone(), labels))
+            }
+            (None, Some(spec)) => Some((spec.open(&self.calibrated.model)?, None)),
+            (None, None) => None,
+        })
     }
 }
 
@@ -220,19 +233,9 @@ pub fn sensitivities(
     say: Say<'_>,
 ) -> Result<Sensitivity, Error> {
     let float = &ready.calibrated.carried.float;
-    let own;
-    let (data, labels) = match (&ready.evaluation, &job.calibration) {
-        (Some(e), _) => e.data(),
-        (None, Some(spec)) => {
-            own = spec.open(&ready.calibrated.model)?;
-            (&own, None)
-        }
-        (None, None) => {
-            return Err(Error::usage(
-                "the analysis runs the model: give --calib or --eval data",
-            ));
-        }
-    };
+    let (data, labels) = ready
+        .samples(job)?
+        .ok_or_else(|| Error::usage("the analysis runs the model: give --calib or --eval data"))?;
     let paths = [job.calibration.as_ref(), job.evaluation.as_ref()]
         .into_iter()
         .flatten();
@@ -248,7 +251,7 @@ pub fn sensitivities(
         model: ready.calibrated.model(),
         path: job.model.display().to_string(),
         calibration: ready.calibrated.calibration(),
-        data,
+        data: &data,
         labels,
         evaluation: job.evaluation.clone(),
         label_file: job.labels.clone(),
@@ -308,21 +311,10 @@ pub fn choose(
         let (data, labels) = e.data();
         Judge::new(engine, float, data, labels, wish.confidence)
     });
-    let own;
-    let samples = match (&ready.evaluation, &job.calibration) {
-        (Some(e), _) => {
-            let (data, labels) = e.data();
-            own = data.clone().limit(found.samples);
-            Some((&own, labels))
-        }
-        (None, Some(spec)) => {
-            own = spec.open(ready.calibrated.model())?.limit(found.samples);
-            Some((&own, None))
-        }
-        (None, None) => None,
-    };
-    let rater = samples.map(|(data, labels)| Rater {
-        judge: Judge::new(engine, float, data, labels, wish.confidence),
+    let samples = ready.samples(job)?;
+    let samples = samples.map(|(data, labels)| (data.limit(found.samples), labels));
+    let rater = samples.as_ref().map(|(data, labels)| Rater {
+        judge: Judge::new(engine, float, data, *labels, wish.confidence),
         kind: found.loss,
     });
     let mut chosen = Chosen {

@@ -44,6 +44,11 @@ struct Chosen {
     loss: f64,
 }
 
+/// Whether every choice can be looked at, by the formats of each class.
+pub(super) fn few(formats: impl Iterator<Item = usize>) -> bool {
+    formats.fold(1usize, usize::saturating_mul) <= ALL
+}
+
 impl Problem {
     /// The choices of least loss within a limit, by what layers do together: at most `count`, the best first. The
     /// additive solution is among them; none where it does not exist.
@@ -138,9 +143,7 @@ impl Quadratic {
         count: usize,
     ) -> Vec<Assignment> {
         let mut seen: BTreeMap<Vec<usize>, (f64, u64)> = BTreeMap::new();
-        let choices = self.classes.iter();
-        let total = choices.fold(1usize, |n, c| n.saturating_mul(c.len()));
-        if total <= ALL {
+        if few(self.classes.iter().map(Vec::len)) {
             self.all(limit, &mut seen);
         } else if let Some(start) = self.find(additive) {
             self.descend(self.chosen(start), limit, &mut seen);

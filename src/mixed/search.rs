@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::assign::{Assignment, Budget, Problem, title};
 use super::judge::{Judge, Verdict};
 use super::loss::LossKind;
+use super::refine;
 use super::sensitivity::Sensitivity;
 use crate::error::Error;
 use crate::extend::Stage;
@@ -172,8 +173,7 @@ fn rated(
     say: Say<'_>,
 ) -> Result<Built, Error> {
     let problem = builder.problem;
-    let choices = problem.layers.iter();
-    let few = choices.fold(1usize, |n, (_, _, c)| n.saturating_mul(c.len())) <= 20_000;
+    let few = refine::few(problem.layers.iter().map(|(_, _, c)| c.len()));
     let count = match rater {
         None => 1,
         Some(_) if few => RATED_OF_FEW,
