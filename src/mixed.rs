@@ -11,6 +11,7 @@ pub mod candidates;
 mod chunks;
 pub mod digest;
 mod errors;
+mod exchange;
 pub mod judge;
 mod layers;
 pub mod loss;
