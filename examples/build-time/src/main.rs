@@ -24,7 +24,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let model = load::load_static(net::BYTES)?;
     let request = Request {
         feed: vec![(input.name.to_owned(), DataType::Float, shape)],
-        observe: Vec::new(),
+        ..Request::default()
     };
     let scores = TractEngine.prepare(&model, &request)?.run(&[image], None)?;
     let scores = scores[0].to_f32()?;
