@@ -5,15 +5,16 @@
 //!
 //! Sources: Sinha and Zoltners, *The multiple-choice knapsack problem*, Operations Research 27 (1979), for dominance and
 //! the linear relaxation; Pisinger, *A minimal algorithm for the multiple-choice knapsack problem*, EJOR 83 (1995), for
-//! fixing choices by their reduced cost and enumerating what is left with dominance.
-
-use std::cmp::Ordering;
+//! fixing choices by their reduced cost and enumerating what is left with dominance; Horowitz and Sahni, *Computing
+//! partitions with applications to the knapsack problem*, Journal of the ACM 21 (1974), for doing so in two halves.
 
 mod front;
+mod halves;
 #[cfg(test)]
 mod tests;
 
 pub use front::{Front, Point, front};
+use halves::{Price, enumerate, unsettled};
 
 /// One choice of a class.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -120,6 +121,28 @@ pub fn least_loss(classes: &[Vec<Choice>], budget: u64) -> Option<Solution> {
     if classes.iter().any(Vec::is_empty) {
         return None;
     }
+    search(&mut classes.to_vec(), budget, f64::INFINITY, BRANCHES)
+}
+
+/// How many classes are tried choice by choice, one inside the other, before the rest is enumerated.
+const BRANCHES: usize = 6;
+
+/// Partial solutions of each half that the first, quick enumeration goes on with.
+const NARROW: usize = 256;
+
+/// Classes that it looks at.
+const FEW: usize = 48;
+
+/// Partial solutions of each half beyond which enumerating is given up for trying choice by choice.
+const WIDE: usize = 2048;
+
+/// The best solution that loses less than `known`, if there is one.
+fn search(
+    classes: &mut [Vec<Choice>],
+    budget: u64,
+    known: f64,
+    branches: usize,
+) -> Option<Solution> {
     let (first, steps) = relaxation(classes);
     let cheapest: u64 = classes.iter().zip(&first).map(|(c, &p)| c[p].cost).sum();
     if cheapest > budget {
@@ -128,15 +151,14 @@ pub fn least_loss(classes: &[Vec<Choice>], budget: u64) -> Option<Solution> {
     let mut picks = first;
     let mut cost = cheapest;
     let mut closed = vec![false; classes.len()];
-    let mut price = 0.0;
+    // The first step that does not fit: its slope is the price of cost.
+    let mut split: Option<&Step> = None;
     for step in &steps {
         if closed[step.class] {
             continue;
         }
         if cost + step.cost > budget {
-            if price == 0.0 {
-                price = step.slope();
-            }
+            split = split.or(Some(step));
             closed[step.class] = true;
             continue;
         }
@@ -144,151 +166,40 @@ pub fn least_loss(classes: &[Vec<Choice>], budget: u64) -> Option<Solution> {
         picks[step.class] = step.to;
     }
     let greedy = Solution::new(classes, picks);
-    if price == 0.0 {
-        // No step was left out: every class has its best choice.
-        return Some(greedy);
-    }
-    Some(improve(classes, budget, price, greedy))
-}
-
-/// A choice that may stand in a better solution than the one known.
-#[derive(Debug, Clone, Copy)]
-struct Open {
-    pick: usize,
-    cost: u64,
-    loss: f64,
-}
-
-/// A partial solution of the classes enumerated so far, all others at their best for the price.
-#[derive(Debug, Clone, Copy)]
-struct State {
-    cost: u64,
-    loss: f64,
-    parent: u32,
-    pick: u32,
-}
-
-/// Proves the greedy solution the best one, or finds a better: classes whose choice the price leaves open are
-/// enumerated, with all others fixed.
-///
-/// With reduced costs `r = loss + price·cost − min(loss + price·cost)` of the choices, each solution within the budget
-/// loses at least `bound + Σ r + price·(budget − cost)`, where `bound` is the Lagrangian bound.
-fn improve(classes: &[Vec<Choice>], budget: u64, price: f64, greedy: Solution) -> Solution {
-    let value = |c: &Choice| c.loss + price * c.cost as f64;
-    let mut best = Vec::with_capacity(classes.len());
-    for class in classes {
-        let least = (0..class.len()).min_by(|&a, &b| value(&class[a]).total_cmp(&value(&class[b])));
-        best.push(least.unwrap_or(0));
-    }
-    let total: f64 = classes.iter().zip(&best).map(|(c, &b)| value(&c[b])).sum();
-    let bound = total - price * budget as f64;
-    // Sums of many floats differ in their last digits: a choice is left out only where it is worse beyond doubt.
-    let slack = 1e-12 * (total.abs() + 1.0);
-    let mut gap = greedy.loss - bound + slack;
-    let mut core: Vec<(usize, Vec<Open>, f64)> = Vec::new();
-    for (i, class) in classes.iter().enumerate() {
-        let least = value(&class[best[i]]);
-        let open: Vec<Open> = undominated(class)
-            .into_iter()
-            .filter(|&p| p == best[i] || value(&class[p]) - least < gap)
-            .map(|pick| Open {
-                pick,
-                cost: class[pick].cost,
-                loss: class[pick].loss,
-            })
-            .collect();
-        let rest = open.iter().filter(|o| o.pick != best[i]);
-        let nearest = rest
-            .map(|o| o.loss + price * o.cost as f64 - least)
-            .fold(f64::INFINITY, f64::min);
-        if nearest.is_finite() || open.iter().all(|o| o.pick != best[i]) {
-            core.push((i, open, nearest));
-        }
-    }
-    core.sort_by(|a, b| a.2.total_cmp(&b.2).then(a.0.cmp(&b.0)));
-    let base = Solution::new(classes, best.clone());
-    let mut levels: Vec<Vec<State>> = vec![vec![State {
-        cost: base.cost,
-        loss: base.loss,
-        parent: 0,
-        pick: 0,
-    }]];
-    let mut found: Option<(usize, usize, f64)> = None;
-    let mut known = greedy.loss;
-    if base.cost <= budget && base.loss < known {
-        (known, found) = (base.loss, Some((0, 0, base.loss)));
-    }
-    for (depth, (class, open, nearest)) in core.iter().enumerate() {
-        if *nearest >= gap {
-            break;
-        }
-        let own = classes[*class][best[*class]];
-        // What the classes still to come can save at most, so that a state over the budget may come back below it.
-        let coming: u64 = core[depth + 1..]
-            .iter()
-            .map(|(c, o, _)| saving(classes[*c][best[*c]].cost, o))
-            .sum();
-        let mut next = Vec::new();
-        for (at, s) in levels[depth].iter().enumerate() {
-            for o in open {
-                let cost = s.cost - own.cost + o.cost;
-                let loss = s.loss - own.loss + o.loss;
-                let lost = loss + price * (cost as f64 - budget as f64) - bound;
-                if cost > budget.saturating_add(coming) || lost >= gap {
-                    continue;
-                }
-                next.push(State {
-                    cost,
-                    loss,
-                    parent: at as u32,
-                    pick: o.pick as u32,
-                });
-            }
-        }
-        let next = thin(next);
-        for (at, s) in next.iter().enumerate() {
-            if s.cost <= budget && s.loss < known {
-                (known, found) = (s.loss, Some((depth + 1, at, s.loss)));
-            }
-        }
-        gap = gap.min(known - bound + slack);
-        levels.push(next);
-    }
-    let Some((mut depth, mut at, _)) = found else {
-        return greedy;
+    let mut best = (greedy.loss < known).then_some(greedy);
+    // Where no step was left out, every class has its best choice.
+    let Some(step) = split else {
+        return best;
     };
-    let mut picks = best;
-    while depth > 0 {
-        let s = levels[depth][at];
-        picks[core[depth - 1].0] = s.pick as usize;
-        (depth, at) = (depth - 1, s.parent as usize);
+    let price = Price::new(classes, budget, step.slope());
+    let split = step.class;
+    let gap = price.gap(best.as_ref().map_or(known, |b| b.loss));
+    if gap <= 0.0 {
+        return best;
     }
-    let solution = Solution::new(classes, picks);
-    if solution.cost <= budget && solution.loss < greedy.loss {
-        solution
-    } else {
-        greedy
+    let core = unsettled(classes, &price, gap);
+    // A narrow enumeration first: the better the solution known, the less the exact one has to look at.
+    let (few, rest) = core.split_at(core.len().min(FEW));
+    let wide = if branches == 0 { usize::MAX } else { WIDE };
+    for (core, rest, width) in [(few, rest.first(), NARROW), (&core[..], None, wide)] {
+        let known = best.as_ref().map_or(known, |b| b.loss);
+        let (better, complete) = enumerate(classes, &price, core, known, width);
+        best = better.or(best);
+        let gap = price.gap(best.as_ref().map_or(known, |b| b.loss));
+        if complete && rest.is_none_or(|c| c.nearest >= gap) {
+            return best;
+        }
     }
-}
-
-fn saving(cost: u64, open: &[Open]) -> u64 {
-    open.iter()
-        .map(|o| cost.saturating_sub(o.cost))
-        .max()
-        .unwrap_or(0)
-}
-
-/// Keeps the states that no other one beats in both cost and loss.
-fn thin(mut states: Vec<State>) -> Vec<State> {
-    states.sort_by(|a, b| match a.cost.cmp(&b.cost) {
-        Ordering::Equal => a.loss.total_cmp(&b.loss),
-        other => other,
-    });
-    let mut least = f64::INFINITY;
-    states.retain(|s| {
-        let keep = s.loss < least;
-        least = least.min(s.loss);
-        keep
-    });
-    states
+    // Too many: the class at which the relaxation splits is tried choice by choice, each with a price of its own.
+    let all = std::mem::take(&mut classes[split]);
+    for pick in undominated(&all) {
+        classes[split] = vec![all[pick]];
+        let known = best.as_ref().map_or(known, |b| b.loss);
+        if let Some(mut better) = search(classes, budget, known, branches - 1) {
+            better.picks[split] = pick;
+            best = Some(better);
+        }
+    }
+    classes[split] = all;
+    best
 }

@@ -102,6 +102,19 @@ fn large_networks_are_solved_to_the_bound() {
 }
 
 #[test]
+fn trying_choice_by_choice_finds_what_enumerating_everything_finds() {
+    for layers in [150, 250, 400] {
+        let classes = network(layers);
+        let least: u64 = classes.iter().map(|c| c[0].cost).sum();
+        for budget in [least + least / 50, least + least / 9, 2 * least] {
+            let branched = least_loss(&classes, budget).unwrap();
+            let whole = search(&mut classes.clone(), budget, f64::INFINITY, 0).unwrap();
+            assert_eq!(branched.loss, whole.loss);
+        }
+    }
+}
+
+#[test]
 fn a_class_without_choices_has_no_solution() {
     let classes = [vec![Choice { cost: 1, loss: 0.0 }], vec![]];
     assert_eq!(least_loss(&classes, 10), None);
