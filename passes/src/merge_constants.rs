@@ -12,8 +12,8 @@
 //! On initializers that are also inputs or outputs of their graph, and on strings.
 //!
 //! # Invariants kept
-//! Every output, bit for bit. Only tensors of equal type and shape are compared, so that a model whose weights differ
-//! is not read.
+//! Every output, bit for bit. Only tensors of equal type and shape that begin alike are compared, so that a model whose
+//! weights differ is not read.
 //!
 //! # Opset notes
 //! None.
@@ -28,6 +28,9 @@ use onnx_quant_ir::{GraphId, Model, ValueId};
 
 /// Bytes from which equal constants of different graphs are merged.
 const ACROSS_GRAPHS: usize = 1024;
+
+/// Bytes that are compared before all are.
+const HEAD: usize = 256;
 
 /// See the head of this file.
 pub struct MergeConstants;
@@ -62,7 +65,9 @@ impl Pass for MergeConstants {
         }
         let mut gone = HashSet::new();
         for values in kinds.values().filter(|v| v.len() > 1) {
-            gone.extend(merge(model, values));
+            for alike in alike(model, values) {
+                gone.extend(merge(model, &alike));
+            }
         }
         if !gone.is_empty() {
             cx.note(format!("{} constants were equal to others", gone.len()));
@@ -70,6 +75,19 @@ impl Pass for MergeConstants {
         model.remove_values(&gone);
         Ok((!gone.is_empty()).into())
     }
+}
+
+/// Those of some values of one type and shape that begin alike, in groups of two and more: weights that differ do so
+/// there already, and are not read to their end.
+fn alike(model: &Model, values: &[ValueId]) -> Vec<Vec<ValueId>> {
+    let mut groups: BTreeMap<Vec<u8>, Vec<ValueId>> = BTreeMap::new();
+    for &value in values {
+        if let Some(bytes) = model.constant(value).and_then(|t| t.bytes().ok()) {
+            let head = bytes[..bytes.len().min(HEAD)].to_vec();
+            groups.entry(head).or_default().push(value);
+        }
+    }
+    groups.into_values().filter(|g| g.len() > 1).collect()
 }
 
 /// Merges values of one type and shape; returns those that nothing uses any more.
