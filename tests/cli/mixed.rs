@@ -202,11 +202,40 @@ fn the_same_plan_for_any_number_of_threads_and_after_an_interruption() {
         dir.line(&line).ends(0);
     }
     assert_eq!(dir.read("one.toml"), dir.read("two.toml"));
-    // What an interrupted run leaves: some of its tasks, the last one torn.
     let resumed = analyze("three.json", "--resume").ends(0);
     assert_eq!(dir.read("three.json"), dir.read("one.json"));
     assert!(resumed.stderr.contains("0 tasks"), "{}", resumed.stderr);
     assert!(!dir.has("three.json.partial"));
+}
+
+/// Kills an analysis as soon as it has finished a task, and goes on.
+#[test]
+fn an_analysis_that_is_killed_goes_on_and_ends_with_the_same_bytes() {
+    let dir = tied();
+    let line = "analyze net.onnx --calib calib.npz --eval eval.npz --threads 1 --candidates int8,int4,int3,int2,int4/uint8";
+    dir.line(&format!("{line} -o whole.json")).ends(0);
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_onnx-quant"))
+        .current_dir(dir.path("."))
+        .args(line.split(' ').chain(["-o", "killed.json"]))
+        .stderr(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let finished = || match dir.has("killed.json.partial") {
+        true => dir.read("killed.json.partial").split(|&b| b == b'\n').count(),
+        false => 0,
+    };
+    // The head, a task, and what follows the end of its line.
+    while finished() < 3 {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before it could be killed");
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!dir.has("killed.json"));
+    let ran = dir.line(&format!("{line} --resume -o killed.json")).ends(0);
+    assert!(!ran.stderr.contains(" 0 tasks"), "{}", ran.stderr);
+    assert_eq!(dir.read("killed.json"), dir.read("whole.json"));
 }
 
 #[test]
