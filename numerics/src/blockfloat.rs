@@ -5,7 +5,7 @@
 //! Models with NVFP4*, 2025, section 2.
 
 use crate::grouping::Grouping;
-use crate::minifloat::{MiniFloat, pow2};
+use crate::minifloat::{Encoder, MiniFloat, pow2};
 use crate::scaling::{ScalingError, WeightCalibrator, float_error, magnitudes};
 
 /// The bias of an E8M0 exponent.
@@ -54,9 +54,10 @@ pub fn mx_scales(
     if calibrator == WeightCalibrator::MinMax {
         return Ok(magnitudes.into_iter().map(code).collect());
     }
+    let encoder = Encoder::new(element);
     Ok(blocks.map_groups(data, |block, values| {
         let first = code(magnitudes[block]);
-        let error = |code: u8| float_error(values, e8m0_decode(code), element);
+        let error = |code: u8| float_error(values, e8m0_decode(code), &encoder);
         let tried = [
             first,
             first.saturating_add(1).min(254),
@@ -122,8 +123,9 @@ pub fn nvfp4_scales(
     let codes = match calibrator {
         WeightCalibrator::MinMax => magnitudes.into_iter().map(code).collect(),
         WeightCalibrator::Mse => blocks.map_groups(data, |block, values| {
+            let encoder = Encoder::new(element);
             let first = code(magnitudes[block]);
-            let error = |code: u8| float_error(values, scale.decode(code) * tensor, element);
+            let error = |code: u8| float_error(values, scale.decode(code) * tensor, &encoder);
             let near = |step: i8| first.saturating_add_signed(step).clamp(1, 0x7e);
             least_error(&[first, near(-1), near(1), near(-2), near(2)], error)
         }),
@@ -181,13 +183,13 @@ mod tests {
                 let error = |c| -> f64 {
                     let codes = mx_scales(&values, blocks, element, c).unwrap();
                     let parts = values.chunks(16).zip(codes);
-                    parts.map(|(v, c)| float_error(v, e8m0_decode(c), element)).sum()
+                    parts.map(|(v, c)| float_error(v, e8m0_decode(c), &Encoder::new(element))).sum()
                 };
                 prop_assert!(error(WeightCalibrator::Mse) <= error(WeightCalibrator::MinMax));
             }
             let error = |c| -> f64 {
                 let scales = nvfp4_scales(&values, blocks, c).unwrap().scales();
-                values.chunks(16).zip(scales).map(|(v, s)| float_error(v, s, MiniFloat::E2m1)).sum()
+                values.chunks(16).zip(scales).map(|(v, s)| float_error(v, s, &Encoder::new(MiniFloat::E2m1))).sum()
             };
             prop_assert!(error(WeightCalibrator::Mse) <= error(WeightCalibrator::MinMax));
         }

@@ -12,6 +12,7 @@ use crate::grouping::{Grouping, Place};
 use crate::minifloat::{Encoder, MiniFloat};
 use crate::pack::pack;
 use crate::quantize::{Kernel, quantize_wide};
+use crate::simd::vectorized;
 
 /// Codes that one task packs: a multiple of 8, so that tasks begin at a byte.
 const TASK: usize = 1 << 16;
@@ -38,9 +39,14 @@ pub fn quantize_groups(
         let tasks = out.par_chunks_mut(TASK).enumerate();
         tasks.for_each_init(Columns::default, |columns, (task, out)| {
             let task = Task::new(data, grouping, task * TASK, out.len());
-            task.linear(params, &within, columns, out, |code| {
-                (code as u16).to_le_bytes()
-            });
+            vectorized(
+                #[inline(always)]
+                || {
+                    task.linear(params, &within, columns, out, |code| {
+                        (code as u16).to_le_bytes()
+                    });
+                },
+            );
         });
         return Ok(out.into_flattened());
     }
@@ -51,7 +57,10 @@ pub fn quantize_groups(
         Columns::default,
         |columns, start, out| {
             let task = Task::new(data, grouping, start, out.len());
-            task.linear(params, &within, columns, out, |code| code as u8);
+            vectorized(
+                #[inline(always)]
+                || task.linear(params, &within, columns, out, |code| code as u8),
+            );
         },
     ))
 }
@@ -74,15 +83,10 @@ pub fn encode_groups(
         || (),
         |(), start, out| {
             let task = Task::new(data, grouping, start, out.len());
-            task.runs(out, |data, out, place| match place {
-                Place::One(p) => element.encode_with(&encoder, data, scales[p], out),
-                Place::Each(first) => {
-                    let scales = &scales[first..first + data.len()];
-                    for ((out, &x), &scale) in out.iter_mut().zip(data).zip(scales) {
-                        *out = encoder.code(x / scale);
-                    }
-                }
-            });
+            vectorized(
+                #[inline(always)]
+                || task.floats(scales, element, &encoder, out),
+            );
         },
     ))
 }
@@ -103,15 +107,37 @@ impl<'a> Task<'a> {
         }
     }
 
+    #[inline(always)]
     fn runs<T>(&self, out: &mut [T], mut f: impl FnMut(&[f32], &mut [T], Place)) {
         let start = self.start;
-        self.grouping
-            .runs(start..start + self.data.len(), |run, place| {
+        self.grouping.runs(
+            start..start + self.data.len(),
+            #[inline(always)]
+            |run, place| {
                 let run = run.start - start..run.end - start;
                 f(&self.data[run.clone()], &mut out[run], place);
-            });
+            },
+        );
     }
 
+    #[inline(always)]
+    fn floats(&self, scales: &[f32], element: MiniFloat, encoder: &Encoder, out: &mut [u8]) {
+        self.runs(
+            out,
+            #[inline(always)]
+            |data, out, place| match place {
+                Place::One(p) => element.encode_with(encoder, data, scales[p], out),
+                Place::Each(first) => {
+                    let scales = &scales[first..first + data.len()];
+                    for ((out, &x), &scale) in out.iter_mut().zip(data).zip(scales) {
+                        *out = encoder.code(x / scale);
+                    }
+                }
+            },
+        );
+    }
+
+    #[inline(always)]
     fn linear<T>(
         &self,
         params: &[QParams],
@@ -120,32 +146,36 @@ impl<'a> Task<'a> {
         out: &mut [T],
         store: impl Fn(i32) -> T,
     ) {
-        self.runs(out, |data, out, place| match place {
-            Place::One(p) => {
-                let params = within(&params[p]);
-                let Some(kernel) = Kernel::new(&params) else {
+        self.runs(
+            out,
+            #[inline(always)]
+            |data, out, place| match place {
+                Place::One(p) => {
+                    let params = within(&params[p]);
+                    let Some(kernel) = Kernel::new(&params) else {
+                        for (out, &x) in out.iter_mut().zip(data) {
+                            *out = store(quantize_wide(x, &params));
+                        }
+                        return;
+                    };
                     for (out, &x) in out.iter_mut().zip(data) {
-                        *out = store(quantize_wide(x, &params));
-                    }
-                    return;
-                };
-                for (out, &x) in out.iter_mut().zip(data) {
-                    *out = store(kernel.code(x));
-                }
-            }
-            Place::Each(first) => {
-                let params = &params[first..first + data.len()];
-                if columns.hold(first, params, within) {
-                    for ((out, &x), kernel) in out.iter_mut().zip(data).zip(columns.kernels()) {
                         *out = store(kernel.code(x));
                     }
-                } else {
-                    for ((out, &x), params) in out.iter_mut().zip(data).zip(params) {
-                        *out = store(quantize_wide(x, &within(params)));
+                }
+                Place::Each(first) => {
+                    let params = &params[first..first + data.len()];
+                    if columns.hold(first, params, within) {
+                        for ((out, &x), kernel) in out.iter_mut().zip(data).zip(columns.kernels()) {
+                            *out = store(kernel.code(x));
+                        }
+                    } else {
+                        for ((out, &x), params) in out.iter_mut().zip(data).zip(params) {
+                            *out = store(quantize_wide(x, &within(params)));
+                        }
                     }
                 }
-            }
-        });
+            },
+        );
     }
 }
 

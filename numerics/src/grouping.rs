@@ -9,7 +9,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::channel::{Layout, LayoutError, channel_ranges};
-use crate::minmax::{min_max, row_min_max};
+use crate::minmax::{block_min_max, min_max, row_min_max};
 
 /// Values that one task works on.
 const TASK: usize = 1 << 16;
@@ -141,6 +141,7 @@ impl Grouping {
     }
 
     /// Calls `f` for the runs of neighbouring values that `range` consists of, with the groups of each.
+    #[inline(always)]
     pub(crate) fn runs(&self, range: Range<usize>, mut f: impl FnMut(Range<usize>, Place)) {
         let length = self.row_length();
         let mut at = range.start;
@@ -185,8 +186,7 @@ impl Grouping {
         if let (Some(block), 1, false) = (self.block, inner, data.is_empty())
             && channels % block == 0
         {
-            let blocks = data.par_chunks(block).with_min_len((TASK / block).max(1));
-            return Ok(blocks.enumerate().map(|(g, x)| f(g, min_max(x))).collect());
+            return Ok(ranges_of_blocks(data, block, f));
         }
         let ranges = match self.block {
             Some(block) => self.block_ranges(data, block),
@@ -270,6 +270,30 @@ impl Grouping {
             .map_init(Vec::new, |buffer, at| map(at, buffer))
             .collect()
     }
+}
+
+/// Blocks whose ranges are found together.
+const BLOCKS: usize = 64;
+
+/// `f` of the range of each block of neighbouring values.
+fn ranges_of_blocks<R: Send>(
+    data: &[f32],
+    block: usize,
+    f: impl Fn(usize, (f32, f32)) -> R + Sync,
+) -> Vec<R> {
+    let parts = data.par_chunks_exact(block * BLOCKS);
+    let rest = parts.remainder().chunks_exact(block);
+    let first = data.len() / block - rest.len();
+    let of = |(part, data): (usize, &[f32])| {
+        let mut ranges = [(0.0, 0.0); BLOCKS];
+        block_min_max(data, block, &mut ranges);
+        std::array::from_fn::<R, BLOCKS, _>(|b| f(part * BLOCKS + b, ranges[b]))
+    };
+    let least = (TASK / (block * BLOCKS)).max(1);
+    let parts: Vec<[R; BLOCKS]> = parts.with_min_len(least).enumerate().map(of).collect();
+    let mut all = parts.into_flattened();
+    all.extend(rest.enumerate().map(|(b, x)| f(first + b, min_max(x))));
+    all
 }
 
 #[cfg(test)]

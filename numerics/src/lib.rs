@@ -59,6 +59,7 @@ pub mod quantize;
 pub mod random;
 pub mod scaling;
 pub mod search;
+mod simd;
 pub mod stats;
 pub mod ternary;
 pub mod vsq;

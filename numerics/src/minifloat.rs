@@ -201,8 +201,10 @@ impl MiniFloat {
     }
 
     /// [`MiniFloat::encode_scaled`] with the encoder of this format.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn encode_with(self, encoder: &Encoder, x: &[f32], scale: f32, out: &mut [u8]) {
+        // A copy, which no code that is written can change.
+        let encoder = *encoder;
         if self.layout().special == Special::NegativeZero {
             for (code, &x) in out.iter_mut().zip(x) {
                 *code = self.encode(x / scale, true);
@@ -258,6 +260,8 @@ pub(crate) struct Encoder {
     rounder: f32,
     /// Code of the largest finite number.
     largest: u32,
+    /// That number.
+    most: f32,
     /// The bit of the sign.
     sign_bit: u32,
     /// The bits of NaN beside its sign.
@@ -274,6 +278,7 @@ impl Encoder {
             normal: pow2(1 - l.bias),
             rounder: pow2(step + 23),
             largest: u32::from(l.largest),
+            most: format.largest(),
             sign_bit: 1 << (l.exponent + l.mantissa),
             nan: match l.special {
                 Special::None => 1 << (l.exponent + l.mantissa),
@@ -287,19 +292,45 @@ impl Encoder {
     fn magnitude(&self, x: f32) -> u32 {
         let bits = x.to_bits();
         let odd = (bits >> self.shift) & 1;
-        let rounded = (bits + (1 << (self.shift - 1)) - 1 + odd) >> self.shift;
-        let normal = (rounded as i32 + self.rebias) as u32;
+        let half = (1u32 << (self.shift - 1)).wrapping_sub(1);
+        let rounded = bits.wrapping_add(half).wrapping_add(odd) >> self.shift;
+        let normal = (rounded as i32).wrapping_add(self.rebias) as u32;
         // Adding a power of two in whose binade the last bit is the subnormals' step rounds half to even.
-        let subnormal = (x + self.rounder).to_bits() - self.rounder.to_bits();
+        let subnormal = (x + self.rounder)
+            .to_bits()
+            .wrapping_sub(self.rounder.to_bits());
         if x < self.normal { subnormal } else { normal }
+    }
+
+    /// The number nearest to a finite one, saturating: what [`Self::code`] decodes to.
+    #[inline(always)]
+    pub(crate) fn round(&self, x: f32) -> f32 {
+        let magnitude = x.abs();
+        let bits = magnitude.to_bits();
+        let odd = (bits >> self.shift) & 1;
+        let half = (1u32 << (self.shift - 1)).wrapping_sub(1);
+        let rounded = bits.wrapping_add(half).wrapping_add(odd) >> self.shift << self.shift;
+        let normal = f32::from_bits(rounded);
+        let subnormal = (magnitude + self.rounder) - self.rounder;
+        let near = if magnitude < self.normal {
+            subnormal
+        } else {
+            normal
+        };
+        let near = if near < self.most { near } else { self.most };
+        f32::from_bits(near.to_bits() | (x.to_bits() & 0x8000_0000))
     }
 
     /// The saturating code, for formats that have a −0.
     #[inline(always)]
     pub(crate) fn code(&self, x: f32) -> u8 {
-        let sign = (x.to_bits() >> 31) * self.sign_bit;
+        let sign = (x.to_bits() >> 31).wrapping_mul(self.sign_bit);
         // f32::MAX in the place of infinity leaves no carry into the sign.
-        let magnitude = x.abs().min(f32::MAX);
+        let magnitude = if x.abs() < f32::MAX {
+            x.abs()
+        } else {
+            f32::MAX
+        };
         let finite = self.magnitude(magnitude).min(self.largest);
         (if x.is_nan() {
             self.nan ^ sign

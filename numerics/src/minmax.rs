@@ -1,9 +1,9 @@
 //! Smallest and largest value of a slice, exact and independent of the order of the values.
 
+use pulp::{Arch, Simd, WithSimd};
+
 /// Lanes the loops keep apart, so that they vectorize.
 const LANES: usize = 16;
-/// Slices up to this length have a quarter of the lanes, which are soon joined.
-const SHORT: usize = 128;
 
 /// Running extremes of `LANES` interleaved sequences.
 struct Extremes<const LANES: usize> {
@@ -44,57 +44,72 @@ impl<const LANES: usize> Extremes<LANES> {
         };
         self.min.into_iter().zip(self.max).zip(self.nan).map(range)
     }
-
-    fn finish(mut self) -> (f32, f32) {
-        let mut half = LANES / 2;
-        while half > 0 {
-            for lane in 0..half {
-                let (min, max) = (self.min[lane + half], self.max[lane + half]);
-                self.min[lane] = if min < self.min[lane] {
-                    min
-                } else {
-                    self.min[lane]
-                };
-                self.max[lane] = if max > self.max[lane] {
-                    max
-                } else {
-                    self.max[lane]
-                };
-                self.nan[lane] |= self.nan[lane + half];
-            }
-            half /= 2;
-        }
-        if self.nan[0] != 0 {
-            return (f32::NAN, f32::NAN);
-        }
-        // Which zero wins depends on the order of the values; adding 0 leaves +0 of both.
-        (self.min[0] + 0.0, self.max[0] + 0.0)
-    }
 }
 
 /// Smallest and largest value; (NaN, NaN) if a value is NaN, (∞, −∞) if there are none.
 ///
 /// A result of zero is +0.
 pub fn min_max(x: &[f32]) -> (f32, f32) {
-    match x.len() <= SHORT {
-        true => by_lanes::<{ LANES / 4 }>(x),
-        false => by_lanes::<LANES>(x),
+    struct Op<'a>(&'a [f32]);
+    impl WithSimd for Op<'_> {
+        type Output = (f32, f32);
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, simd: S) -> (f32, f32) {
+            by_vectors(simd, self.0)
+        }
     }
+    Arch::new().dispatch(Op(x))
+}
+
+/// [`min_max`] of one block of values after the other, the last of which may be shorter.
+pub(crate) fn block_min_max(x: &[f32], block: usize, ranges: &mut [(f32, f32)]) {
+    struct Op<'a>(&'a [f32], usize, &'a mut [(f32, f32)]);
+    impl WithSimd for Op<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, simd: S) {
+            for (range, x) in self.2.iter_mut().zip(self.0.chunks(self.1)) {
+                *range = by_vectors(simd, x);
+            }
+        }
+    }
+    Arch::new().dispatch(Op(x, block, ranges));
 }
 
 #[inline(always)]
-fn by_lanes<const LANES: usize>(x: &[f32]) -> (f32, f32) {
-    let mut extremes = Extremes::<LANES>::new();
-    let (chunks, rest) = x.as_chunks::<LANES>();
-    for chunk in chunks {
-        for (lane, &x) in chunk.iter().enumerate() {
-            extremes.add(lane, x);
+fn by_vectors<S: Simd>(simd: S, x: &[f32]) -> (f32, f32) {
+    let zero = simd.splat_f32s(0.0);
+    let mut min = [simd.splat_f32s(f32::INFINITY); 2];
+    let mut max = [simd.splat_f32s(f32::NEG_INFINITY); 2];
+    // 0 · x, and a sum with it, is NaN for NaN and infinite values and 0 for all others.
+    let mut odd = [zero; 2];
+    let (vectors, rest) = S::as_simd_f32s(x);
+    let (pairs, last) = vectors.as_chunks::<2>();
+    for pair in pairs {
+        for lane in 0..2 {
+            min[lane] = simd.min_f32s(min[lane], pair[lane]);
+            max[lane] = simd.max_f32s(max[lane], pair[lane]);
+            odd[lane] = simd.mul_add_e_f32s(pair[lane], zero, odd[lane]);
         }
     }
-    for (lane, &x) in rest.iter().enumerate() {
-        extremes.add(lane, x);
+    for &v in last {
+        min[0] = simd.min_f32s(min[0], v);
+        max[0] = simd.max_f32s(max[0], v);
+        odd[0] = simd.mul_add_e_f32s(v, zero, odd[0]);
     }
-    extremes.finish()
+    let mut least = simd.reduce_min_f32s(simd.min_f32s(min[0], min[1]));
+    let mut most = simd.reduce_max_f32s(simd.max_f32s(max[0], max[1]));
+    let mut odd = simd.reduce_sum_f32s(simd.add_f32s(odd[0], odd[1]));
+    for &x in rest {
+        least = if x < least { x } else { least };
+        most = if x > most { x } else { most };
+        odd += x * 0.0;
+    }
+    if odd.is_nan() && x.iter().any(|x| x.is_nan()) {
+        return (f32::NAN, f32::NAN);
+    }
+    // Which zero wins depends on the order of the values; adding 0 leaves +0 of both.
+    (least + 0.0, most + 0.0)
 }
 
 /// [`min_max`] of each column of rows of `width` values; values after the last whole row are not looked at.
@@ -115,7 +130,7 @@ pub(crate) fn row_min_max(rows: &[f32], width: usize) -> Vec<(f32, f32)> {
         for row in rows.chunks_exact(width) {
             extremes.add(0, row[column]);
         }
-        found.push(extremes.finish());
+        found.extend(extremes.lanes());
     }
     found
 }

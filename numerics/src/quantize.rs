@@ -48,6 +48,7 @@ pub(crate) struct Kernel {
 
 impl Kernel {
     /// `None` when a bound is too large for the rounding trick.
+    #[inline(always)]
     pub(crate) fn new(p: &QParams) -> Option<Self> {
         let low = i64::from(p.qmin) - i64::from(p.zero_point);
         let high = i64::from(p.qmax) - i64::from(p.zero_point);

@@ -14,6 +14,7 @@ use crate::format::{Base, FormatError, Scheme, lookup};
 use crate::grouping::Grouping;
 use crate::minifloat::{Encoder, MiniFloat, pow2};
 use crate::quantize::{Kernel, quantize_wide};
+use crate::simd::vectorized;
 
 /// How the range of a group of weights is chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -155,11 +156,16 @@ pub fn choose_params(
     let widest = map_ranges(data, grouping, ((0.0, 0.0), any), both)?;
     Ok(grouping.map_groups(data, |group, values| {
         let ((low, high), widest) = widest[group];
-        let trial = |factor: f32| {
-            let params = params_of(low * factor, high * factor).unwrap_or(widest);
-            (squared_error(values, &params), params)
-        };
-        least(widest, squared_error(values, &widest), trial)
+        vectorized(
+            #[inline(always)]
+            || {
+                let trial = |factor: f32| {
+                    let params = params_of(low * factor, high * factor).unwrap_or(widest);
+                    (squared_error(values, &params), params)
+                };
+                least(widest, squared_error(values, &widest), trial)
+            },
+        )
     }))
 }
 
@@ -205,6 +211,7 @@ fn params_of(
 }
 
 /// The candidate of least error; of equal ones the first.
+#[inline(always)]
 fn least<T: Copy>(widest: T, error: f64, trial: impl Fn(f32) -> (f64, T)) -> T {
     let mut best = (error, widest, 1.0f32);
     let mut attempt = |factor: f32| {
@@ -225,33 +232,48 @@ fn least<T: Copy>(widest: T, error: f64, trial: impl Fn(f32) -> (f64, T)) -> T {
 }
 
 /// `Σ (x − Q(x))²`, in an order that does not depend on the number of threads.
+#[inline(always)]
 pub fn squared_error(values: &[f32], params: &QParams) -> f64 {
-    let kernel = Kernel::new(params);
-    sum_of(values, |x| match &kernel {
-        Some(kernel) => kernel.fake(x) - x,
-        None => params.dequantize(quantize_wide(x, params)) - x,
-    })
+    match Kernel::new(params) {
+        Some(kernel) => sum_of(
+            values,
+            #[inline(always)]
+            |x| kernel.fake(x) - x,
+        ),
+        None => sum_of(values, |x| params.dequantize(quantize_wide(x, params)) - x),
+    }
 }
 
 /// `Σ f(x)²`.
+#[inline(always)]
 fn sum_of(values: &[f32], f: impl Fn(f32) -> f32 + Sync) -> f64 {
-    let part = |values: &[f32]| -> f64 {
-        let mut lanes = [0f32; 16];
-        let (chunks, rest) = values.as_chunks::<16>();
-        for chunk in chunks {
-            for (lane, &x) in lanes.iter_mut().zip(chunk) {
-                let e = f(x);
-                *lane += e * e;
-            }
-        }
-        let rest: f64 = rest.iter().map(|&x| f64::from(f(x)).powi(2)).sum();
-        lanes.iter().map(|&l| f64::from(l)).sum::<f64>() + rest
-    };
     if values.len() < LONG {
-        return values.chunks(CHUNK).map(part).sum();
+        return values.chunks(CHUNK).map(|part| part_of(part, &f)).sum();
     }
-    let parts: Vec<f64> = values.par_chunks(CHUNK).map(part).collect();
+    let parts = values.par_chunks(CHUNK);
+    let parts: Vec<f64> = parts
+        .map(|part| {
+            vectorized(
+                #[inline(always)]
+                || part_of(part, &f),
+            )
+        })
+        .collect();
     parts.iter().sum()
+}
+
+#[inline(always)]
+fn part_of(values: &[f32], f: &impl Fn(f32) -> f32) -> f64 {
+    let mut lanes = [0f32; 16];
+    let (chunks, rest) = values.as_chunks::<16>();
+    for chunk in chunks {
+        for (lane, &x) in lanes.iter_mut().zip(chunk) {
+            let e = f(x);
+            *lane += e * e;
+        }
+    }
+    let rest: f64 = rest.iter().map(|&x| f64::from(f(x)).powi(2)).sum();
+    lanes.iter().map(|&l| f64::from(l)).sum::<f64>() + rest
 }
 
 /// The scale of each group, for float formats of 4 to 8 bits: the largest magnitude becomes the largest number.
@@ -273,13 +295,19 @@ pub fn choose_scales(
         return map_ranges(data, grouping, 1.0, |range| magnitude(range).map(scale));
     }
     let magnitudes = magnitudes(data, grouping)?;
+    let encoder = Encoder::new(element);
     Ok(grouping.map_groups(data, |group, values| {
         let widest = scale(magnitudes[group]);
-        let trial = |factor: f32| {
-            let scale = scale(magnitudes[group] * factor);
-            (float_error(values, scale, element), scale)
-        };
-        least(widest, float_error(values, widest, element), trial)
+        vectorized(
+            #[inline(always)]
+            || {
+                let trial = |factor: f32| {
+                    let scale = scale(magnitudes[group] * factor);
+                    (float_error(values, scale, &encoder), scale)
+                };
+                least(widest, float_error(values, widest, &encoder), trial)
+            },
+        )
     }))
 }
 
@@ -299,12 +327,13 @@ fn magnitude((min, max): (f32, f32)) -> Result<f32, RangeError> {
 }
 
 /// `Σ (x − scale · element(x / scale))²`.
-pub(crate) fn float_error(values: &[f32], scale: f32, element: MiniFloat) -> f64 {
-    let encoder = Encoder::new(element);
-    let table = element.table();
-    sum_of(values, |x| {
-        table[usize::from(encoder.code(x / scale))] * scale - x
-    })
+#[inline(always)]
+pub(crate) fn float_error(values: &[f32], scale: f32, element: &Encoder) -> f64 {
+    sum_of(
+        values,
+        #[inline(always)]
+        |x| element.round(x / scale) * scale - x,
+    )
 }
 
 #[cfg(test)]

@@ -102,6 +102,16 @@ fn middles_go_to_the_even_code() {
 
 proptest! {
     #[test]
+    fn rounding_equals_the_code_decoded(bits: u32, narrow in -600.0f32..600.0) {
+        for x in [f32::from_bits(bits), narrow].into_iter().filter(|x| x.is_finite()) {
+            for format in MiniFloat::ALL {
+                let rounded = Encoder::new(format).round(x);
+                prop_assert_eq!(rounded, format.decode(format.encode(x, true)), "{} {}", format, x);
+            }
+        }
+    }
+
+    #[test]
     fn codes_are_the_nearest(bits: u32, narrow in -600.0f32..600.0) {
         for format in MiniFloat::ALL {
             for x in [f32::from_bits(bits), narrow, narrow / 64.0] {

@@ -123,7 +123,7 @@ proptest! {
         for element in [MiniFloat::E4m3, MiniFloat::E3m2, MiniFloat::E2m1] {
             let error = |c| -> f64 {
                 let scales = choose_scales(&values, grouping, element, c, ScaleKind::default()).unwrap();
-                let errors = grouping.map_groups(&values, |g, v| float_error(v, scales[g], element));
+                let errors = grouping.map_groups(&values, |g, v| float_error(v, scales[g], &Encoder::new(element)));
                 errors.iter().sum()
             };
             prop_assert!(error(WeightCalibrator::Mse) <= error(WeightCalibrator::MinMax));
