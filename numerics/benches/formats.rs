@@ -6,12 +6,10 @@ use std::sync::LazyLock;
 use divan::counter::BytesCount;
 use divan::{Bencher, black_box};
 use onnx_quant_numerics::affine::QOptions;
-use onnx_quant_numerics::encode::{encode_groups, quantize_groups};
+use onnx_quant_numerics::encode::{code_floats, code_integers};
 use onnx_quant_numerics::format::{Base, Scheme};
 use onnx_quant_numerics::grouping::Grouping;
-use onnx_quant_numerics::scaling::{
-    ScaleKind, WeightCalibrator, WeightQuantizer, choose_params, choose_scales,
-};
+use onnx_quant_numerics::scaling::{ScaleKind, WeightCalibrator, WeightQuantizer};
 use rayon::prelude::*;
 
 fn main() {
@@ -84,8 +82,7 @@ fn integer(bencher: Bencher, (bits, groups): (u8, &str)) {
         .counter(BytesCount::of_slice(DATA.as_slice()))
         .bench_local(|| {
             let data = black_box(DATA.as_slice());
-            let params = choose_params(data, grouping, &how).unwrap_or_default();
-            quantize_groups(data, grouping, &params, base)
+            code_integers(data, grouping, &how)
         });
 }
 
@@ -100,7 +97,6 @@ fn float(bencher: Bencher, (name, groups): (&str, &str)) {
         .counter(BytesCount::of_slice(DATA.as_slice()))
         .bench_local(|| {
             let data = black_box(DATA.as_slice());
-            let found = choose_scales(data, grouping, element, WeightCalibrator::MinMax, kind);
-            encode_groups(data, grouping, &found.unwrap_or_default(), element)
+            code_floats(data, grouping, element, WeightCalibrator::MinMax, kind)
         });
 }

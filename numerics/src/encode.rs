@@ -3,6 +3,8 @@
 //! Codes are in the `raw_data` layout of the format. Each function equals the loop over single values bit for bit, for
 //! any number of threads.
 
+mod blocks;
+
 use rayon::prelude::*;
 
 use crate::affine::QParams;
@@ -12,10 +14,72 @@ use crate::grouping::{Grouping, Place};
 use crate::minifloat::{Encoder, MiniFloat};
 use crate::pack::pack;
 use crate::quantize::{Kernel, quantize_wide};
+use crate::scaling::{
+    ScaleKind, ScalingError, WeightCalibrator, WeightQuantizer, choose_params, choose_scales,
+};
 use crate::simd::vectorized;
 
 /// Codes that one task packs: a multiple of 8, so that tasks begin at a byte.
 const TASK: usize = 1 << 16;
+
+/// Codes with what decodes them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Quantized {
+    /// The codes, packed.
+    pub codes: Vec<u8>,
+    /// The scale of each group.
+    pub scales: Vec<f32>,
+    /// The zero point of each group.
+    pub zero_points: Vec<i32>,
+}
+
+/// [`choose_params`], then [`quantize_groups`]: in one pass over the data where groups are blocks of neighbours.
+///
+/// # Errors
+/// Data that does not fit, or is not finite.
+pub fn code_integers(
+    data: &[f32],
+    grouping: Grouping,
+    how: &WeightQuantizer,
+) -> Result<Quantized, ScalingError> {
+    let plain = how.calibrator == WeightCalibrator::MinMax
+        && how.base.info().storage_bits <= 8
+        && !matches!(how.base, Base::Fixed { .. });
+    if let Some(block) = grouping.neighbours().filter(|_| plain) {
+        grouping.check(data.len(), grouping.count())?;
+        return blocks::linear(data, block, how);
+    }
+    let params = choose_params(data, grouping, how)?;
+    Ok(Quantized {
+        codes: quantize_groups(data, grouping, &params, how.base)?,
+        scales: params.iter().map(|p| p.scale).collect(),
+        zero_points: params.iter().map(|p| p.zero_point).collect(),
+    })
+}
+
+/// [`choose_scales`], then [`encode_groups`]: in one pass over the data where groups are blocks of neighbours.
+///
+/// # Errors
+/// Data that does not fit, or is not finite.
+pub fn code_floats(
+    data: &[f32],
+    grouping: Grouping,
+    element: MiniFloat,
+    calibrator: WeightCalibrator,
+    kind: ScaleKind,
+) -> Result<Quantized, ScalingError> {
+    let plain = calibrator == WeightCalibrator::MinMax;
+    if let Some(block) = grouping.neighbours().filter(|_| plain) {
+        grouping.check(data.len(), grouping.count())?;
+        return blocks::float(data, block, element, kind);
+    }
+    let scales = choose_scales(data, grouping, element, calibrator, kind)?;
+    Ok(Quantized {
+        codes: encode_groups(data, grouping, &scales, element)?,
+        zero_points: vec![0; scales.len()],
+        scales,
+    })
+}
 
 /// Quantizes with one `params` entry for each group.
 ///
@@ -284,6 +348,8 @@ fn pack_into(codes: &[u8], bits: u32, out: &mut [u8]) {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
+    use crate::affine::QOptions;
+    use crate::format::Scheme;
     use crate::pack::unpack;
     use crate::quantize::codes_from_bytes;
     use proptest::prelude::*;
@@ -340,6 +406,38 @@ mod tests {
                     prop_assert_eq!(code, i32::from(element.encode(x / scale, true)));
                 }
             }
+        }
+
+        #[test]
+        fn one_pass_equals_two(seed: u32, block in 2usize..40, rows in 1usize..4, many in 1usize..300, at in 0usize..6, asymmetric: bool) {
+            let grouping = Grouping::blocks(&[rows, block * many], 1, block).unwrap();
+            let data = values(grouping.len(), seed);
+            let base = [Base::INT8, Base::UINT8, Base::INT4, Base::Int(2), Base::Int(3), Base::Uint(5)][at];
+            let how = WeightQuantizer {
+                base,
+                scheme: if asymmetric { Scheme::Asymmetric } else { Scheme::Symmetric },
+                options: QOptions { narrow: seed % 2 == 0, reduce_range: false },
+                calibrator: WeightCalibrator::MinMax,
+                scale: ScaleKind { power_of_two: seed % 3 == 0, half: seed % 5 == 0 },
+            };
+            let coded = code_integers(&data, grouping, &how).unwrap();
+            let params = choose_params(&data, grouping, &how).unwrap();
+            prop_assert!(coded.codes == quantize_groups(&data, grouping, &params, base).unwrap());
+            prop_assert!(coded.scales.iter().zip(&params).all(|(&s, p)| s == p.scale));
+            prop_assert!(coded.zero_points.iter().zip(&params).all(|(&z, p)| z == p.zero_point));
+            let element = [MiniFloat::E4m3, MiniFloat::E5m2, MiniFloat::E2m1, MiniFloat::E3m2, MiniFloat::E4m3Fnuz, MiniFloat::E2m3][at];
+            let coded = code_floats(&data, grouping, element, WeightCalibrator::MinMax, how.scale).unwrap();
+            let scales = choose_scales(&data, grouping, element, WeightCalibrator::MinMax, how.scale).unwrap();
+            prop_assert!(coded.codes == encode_groups(&data, grouping, &scales, element).unwrap());
+            prop_assert!(coded.scales == scales);
+            let mut broken = data.clone();
+            broken[data.len() / 2] = f32::NAN;
+            let group = data.len() / 2 / block;
+            let error = code_integers(&broken, grouping, &how).unwrap_err();
+            let ScalingError::Range { group: found, .. } = error else {
+                panic!("{error}");
+            };
+            prop_assert_eq!(found, group);
         }
 
         #[test]

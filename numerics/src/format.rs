@@ -77,11 +77,20 @@ impl Format {
         self.granularity.or(own).unwrap_or(default)
     }
 
+    /// The granularity of weights: as given, else what belongs to the base format, else one codebook for the tensor, whose
+    /// entries would outweigh the codes of a small channel, and a scale for each channel.
+    pub fn weight_granularity(&self) -> Granularity {
+        self.granularity(match self.base.info().family {
+            Family::Codebook => Granularity::Tensor,
+            _ => Granularity::Channel,
+        })
+    }
+
     /// First ai.onnx opset whose operators express this format: a scale for each channel needs the `axis` attribute of
     /// opset 13, blocks `block_size` of opset 21.
     pub fn min_opset(&self) -> i64 {
         let base = self.base.info().min_opset;
-        match self.granularity(Granularity::Channel) {
+        match self.weight_granularity() {
             Granularity::Tensor => base,
             Granularity::Channel => base.max(13),
             Granularity::Block(_) | Granularity::Vsq(_) => base.max(21),

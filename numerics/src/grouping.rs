@@ -76,6 +76,12 @@ impl Grouping {
         })
     }
 
+    /// The length of blocks that lie one after the other, all of one length.
+    pub(crate) fn neighbours(&self) -> Option<usize> {
+        let whole = |block: &usize| self.layout.inner == 1 && self.layout.channels % block == 0;
+        self.block.filter(whole)
+    }
+
     /// Number of groups.
     pub fn count(&self) -> usize {
         match self.block {
@@ -180,12 +186,7 @@ impl Grouping {
         f: impl Fn(usize, (f32, f32)) -> R + Sync,
     ) -> Result<Vec<R>, LayoutError> {
         self.layout.check(data.len())?;
-        let Layout {
-            channels, inner, ..
-        } = self.layout;
-        if let (Some(block), 1, false) = (self.block, inner, data.is_empty())
-            && channels % block == 0
-        {
+        if let Some(block) = self.neighbours() {
             return Ok(ranges_of_blocks(data, block, f));
         }
         let ranges = match self.block {

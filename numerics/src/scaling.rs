@@ -66,6 +66,7 @@ pub struct ScaleKind {
 
 impl ScaleKind {
     /// The scale as it is stored. A power of two is the next above, so that nothing is clipped.
+    #[inline]
     pub fn stored(self, scale: f32) -> f32 {
         let scale = if self.power_of_two {
             next_power_of_two(scale)
@@ -194,7 +195,7 @@ fn map_ranges<R: Send + Sync + Copy>(
 }
 
 #[inline]
-fn params_of(
+pub(crate) fn params_of(
     low: f32,
     high: f32,
     chooser: &Chooser,
@@ -287,13 +288,11 @@ pub fn choose_scales(
     calibrator: WeightCalibrator,
     kind: ScaleKind,
 ) -> Result<Vec<f32>, ScalingError> {
-    let scale = |magnitude: f32| match magnitude {
-        0.0 => 1.0,
-        _ => kind.stored(magnitude / element.largest()),
-    };
+    let largest = element.largest();
     if calibrator == WeightCalibrator::MinMax {
-        return map_ranges(data, grouping, 1.0, |range| magnitude(range).map(scale));
+        return map_ranges(data, grouping, 1.0, |range| scale_of(range, largest, kind));
     }
+    let scale = |magnitude: f32| stored_scale(magnitude, largest, kind);
     let magnitudes = magnitudes(data, grouping)?;
     let encoder = Encoder::new(element);
     Ok(grouping.map_groups(data, |group, values| {
@@ -309,6 +308,24 @@ pub fn choose_scales(
             },
         )
     }))
+}
+
+/// The scale that makes the largest magnitude of a range the largest number of a format.
+#[inline]
+pub(crate) fn scale_of(
+    range: (f32, f32),
+    largest: f32,
+    kind: ScaleKind,
+) -> Result<f32, RangeError> {
+    magnitude(range).map(|m| stored_scale(m, largest, kind))
+}
+
+#[inline]
+fn stored_scale(magnitude: f32, largest: f32, kind: ScaleKind) -> f32 {
+    match magnitude {
+        0.0 => 1.0,
+        _ => kind.stored(magnitude / largest),
+    }
 }
 
 /// The largest magnitude of each group.

@@ -90,7 +90,7 @@ pub enum BlockAxis {
 impl WeightPlan {
     /// How many values share a scale.
     pub fn granularity(&self) -> Granularity {
-        self.format.granularity(Granularity::Channel)
+        self.format.weight_granularity()
     }
 }
 

@@ -148,7 +148,7 @@ impl FormatRule {
             let ops = self.ops.join(" and ");
             return Some(format!("{title} reads {base} weights of {ops} only"));
         }
-        let read = match format.granularity(Granularity::Channel) {
+        let read = match format.weight_granularity() {
             Granularity::Tensor | Granularity::Channel => self.blocks.is_empty(),
             Granularity::Block(n) => self.blocks.contains(&n),
             Granularity::Vsq(_) => false,

@@ -1,6 +1,6 @@
 //! `onnx-quant formats`: the registry of number formats.
 
-use onnx_quant::numerics::format::{Base, Family, Format, Granularity};
+use onnx_quant::numerics::format::{Base, Family, Format};
 use onnx_quant::numerics::{quality, scaling::WeightCalibrator};
 use onnx_quant::passes::target::{TARGETS, cannot_run};
 use serde::Serialize;
@@ -46,7 +46,7 @@ struct Row {
 impl Row {
     fn of(format: Format) -> Self {
         let info = format.base.info();
-        let granularity = format.granularity(default_granularity(format.base));
+        let granularity = format.weight_granularity();
         let whole = Format {
             granularity: (info.family != Family::Cast).then_some(granularity),
             ..format
@@ -74,13 +74,6 @@ impl Row {
             weight_calibrator: WeightCalibrator::default_for(format.base).to_string(),
             not_on: not_on.collect(),
         }
-    }
-}
-
-fn default_granularity(base: Base) -> Granularity {
-    match base.info().family {
-        Family::Codebook | Family::Sign => Granularity::Tensor,
-        _ => Granularity::Channel,
     }
 }
 

@@ -60,10 +60,10 @@ pub(super) fn make(
         executes(layer, settings, weights, input)?;
     }
     let own = QuantSettings {
-        weights,
+        weights: open(weights),
         activations: None,
         selection: Selection::default(),
-        layers: Vec::new(),
+        layers: vec![rule(layer, weights, None)],
         ranges: BTreeMap::new(),
         dynamic: false,
         qoperator: false,
@@ -100,6 +100,25 @@ pub(super) fn make(
     Ok(Variant { model, bytes })
 }
 
+/// What the settings say where a rule for the layer says more: blocks longer than the reduction axis are refused for a
+/// model, and are channels in a layer.
+fn open(weights: Option<Format>) -> Option<Format> {
+    weights.map(|f| Format {
+        granularity: None,
+        ..f
+    })
+}
+
+fn rule(layer: &Model, weights: Option<Format>, activations: Option<Format>) -> LayerRule {
+    let node = layer.main().nodes.first();
+    LayerRule {
+        pattern: node.map(|&n| layer.node_key(n)).unwrap_or_default(),
+        weights: weights.map(Choice::Format),
+        activations: activations.map(Choice::Format),
+        ..LayerRule::default()
+    }
+}
+
 fn planned(model: &mut Model, settings: QuantSettings) -> Result<Run, String> {
     let mut run = Run::new(Watch::default()).map_err(|e| e.to_string())?;
     run.cx.insert(settings);
@@ -129,20 +148,11 @@ fn executes(
     let main = layer.main();
     let signature = main.inputs.iter().chain(&main.outputs);
     let ranges = signature.map(|&v| (layer.value_key(v), Pinned::Range(-1.0, 1.0)));
-    let key = main
-        .nodes
-        .first()
-        .map(|&n| layer.node_key(n))
-        .unwrap_or_default();
     let own = QuantSettings {
-        weights,
+        weights: open(weights),
         activations: Some(input.format),
         selection: Selection::default(),
-        layers: vec![LayerRule {
-            pattern: key,
-            activations: Some(Choice::Format(input.format)),
-            ..LayerRule::default()
-        }],
+        layers: vec![rule(layer, weights, Some(input.format))],
         ranges: ranges.collect(),
         dynamic: false,
         qoperator: false,

@@ -222,12 +222,18 @@ fn an_analysis_that_is_killed_goes_on_and_ends_with_the_same_bytes() {
         .spawn()
         .unwrap();
     let finished = || match dir.has("killed.json.partial") {
-        true => dir.read("killed.json.partial").split(|&b| b == b'\n').count(),
+        true => dir
+            .read("killed.json.partial")
+            .split(|&b| b == b'\n')
+            .count(),
         false => 0,
     };
     // The head, a task, and what follows the end of its line.
     while finished() < 3 {
-        assert!(child.try_wait().unwrap().is_none(), "it ended before it could be killed");
+        assert!(
+            child.try_wait().unwrap().is_none(),
+            "it ended before it could be killed"
+        );
         std::thread::sleep(std::time::Duration::from_millis(2));
     }
     child.kill().unwrap();

@@ -78,7 +78,7 @@ pub(super) fn stored_format(
     axis: Option<usize>,
     blocks: Option<BlockAxis>,
 ) -> Format {
-    let granularity = format.granularity(Granularity::Channel);
+    let granularity = format.weight_granularity();
     let dims = model.constant(value).map_or(&[][..], |t| t.dims());
     let product = |dims: &[i64]| dims.iter().product::<i64>();
     let one_block = match (granularity, axis, blocks) {

@@ -5,7 +5,9 @@
 use onnx_quant_ir::{DataType, Model, NodeId, Tensor};
 use onnx_quant_numerics::affine::{QOptions, QParams};
 use onnx_quant_numerics::blockfloat::{mx_scales, nvfp4_scales};
-use onnx_quant_numerics::encode::{encode_groups, quantize_groups};
+use onnx_quant_numerics::encode::{
+    Quantized, code_floats, code_integers, encode_groups, quantize_groups,
+};
 use onnx_quant_numerics::format::{Base, Family, Granularity};
 use onnx_quant_numerics::grouping::Grouping;
 use onnx_quant_numerics::minifloat::MiniFloat;
@@ -78,6 +80,11 @@ impl<'a> View<'a> {
             channel: form.axis,
             along,
         }
+    }
+
+    /// Whether the values that scales are chosen from are those that are coded.
+    fn is_plain(&self) -> bool {
+        std::ptr::eq(self.data, self.values)
     }
 
     fn dims(&self) -> Vec<i64> {
@@ -270,16 +277,23 @@ fn integers(
     chosen: Option<&[QParams]>,
 ) -> Result<Parts, String> {
     let grouping = view.grouping(granularity)?;
-    let params = integer_params(view, granularity, how, raise, chosen)?;
     let blocks = matches!(granularity, Granularity::Block(_));
-    let codes =
-        quantize_groups(view.values, grouping, &params, how.base).map_err(|e| e.to_string())?;
+    let coded = if blocks && chosen.is_none() && view.is_plain() {
+        code_integers(view.data, grouping, how).map_err(|e| e.to_string())?
+    } else {
+        let params = integer_params(view, granularity, how, raise, chosen)?;
+        let codes = quantize_groups(view.values, grouping, &params, how.base);
+        Quantized {
+            codes: codes.map_err(|e| e.to_string())?,
+            scales: params.iter().map(|p| p.scale).collect(),
+            zero_points: params.iter().map(|p| p.zero_point).collect(),
+        }
+    };
     let dims = view.scale_dims(granularity);
-    let scales: Vec<f32> = params.iter().map(|p| p.scale).collect();
     Ok(Parts {
-        codes: Tensor::from_raw(qdq::storage_type(how.base), &view.dims(), codes),
-        scale: Scale::Float(float_scales(&dims, &scales, scale_type(how, float))?),
-        zero_point: zero_points(&params, &dims, how.base, blocks),
+        codes: Tensor::from_raw(qdq::storage_type(how.base), &view.dims(), coded.codes),
+        scale: Scale::Float(float_scales(&dims, &coded.scales, scale_type(how, float))?),
+        zero_point: zero_points(&coded.zero_points, &dims, how.base, blocks),
     })
 }
 
@@ -311,15 +325,14 @@ pub(super) fn integer_params(
     Ok(params)
 }
 
-/// The zero points of `params`. Of blocks of signed codes they are left out where all are 0, because they are as many as
+/// Zero points as they are stored. Of blocks of signed codes they are left out where all are 0, because they are as many as
 /// the scales; int8 keeps them, as onnxruntime does not run it without.
-fn zero_points(params: &[QParams], dims: &[i64], base: Base, blocks: bool) -> Option<Tensor> {
+fn zero_points(zeros: &[i32], dims: &[i64], base: Base, blocks: bool) -> Option<Tensor> {
     let eight = base.info().storage_bits == 8;
-    if blocks && !eight && params.iter().all(|p| p.zero_point == 0) {
+    if blocks && !eight && zeros.iter().all(|&z| z == 0) {
         return None;
     }
-    let zeros: Vec<i32> = params.iter().map(|p| p.zero_point).collect();
-    let bytes = codes_to_bytes(&zeros, base);
+    let bytes = codes_to_bytes(zeros, base);
     Some(Tensor::from_raw(qdq::storage_type(base), dims, bytes))
 }
 
@@ -359,6 +372,7 @@ fn vectors(view: &View<'_>, length: u32, how: &WeightQuantizer) -> Result<Parts,
     let found = vector_levels(view, length, how)?;
     let codes = quantize_groups(view.values, grouping, &found.params, how.base)
         .map_err(|e| e.to_string())?;
+    let zeros: Vec<i32> = found.params.iter().map(|p| p.zero_point).collect();
     let scale_codes: Vec<i32> = found.codes.iter().map(|&c| i32::from(c)).collect();
     let scale_codes = codes_to_bytes(&scale_codes, Base::UINT4);
     let channel_dims: Vec<i64> = match view.channel {
@@ -376,7 +390,7 @@ fn vectors(view: &View<'_>, length: u32, how: &WeightQuantizer) -> Result<Parts,
             float_scales(&channel_dims, &found.channels, dtype)?,
             view.channel,
         ),
-        zero_point: zero_points(&found.params, &dims, how.base, true),
+        zero_point: zero_points(&zeros, &dims, how.base, true),
     })
 }
 
@@ -388,18 +402,27 @@ fn floats(
 ) -> Result<Parts, String> {
     let element = how.base.element().unwrap_or(MiniFloat::E4m3);
     let grouping = view.grouping(granularity)?;
-    let scales = choose_scales(view.data, grouping, element, how.calibrator, how.scale)
-        .map_err(|e| e.to_string())?;
-    let codes =
-        encode_groups(view.values, grouping, &scales, element).map_err(|e| e.to_string())?;
+    let coded = if view.is_plain() {
+        code_floats(view.data, grouping, element, how.calibrator, how.scale)
+            .map_err(|e| e.to_string())?
+    } else {
+        let scales = choose_scales(view.data, grouping, element, how.calibrator, how.scale)
+            .map_err(|e| e.to_string())?;
+        let codes = encode_groups(view.values, grouping, &scales, element);
+        Quantized {
+            codes: codes.map_err(|e| e.to_string())?,
+            zero_points: vec![0; scales.len()],
+            scales,
+        }
+    };
     let dims = view.scale_dims(granularity);
     let storage = qdq::storage_type(how.base);
     let zeros = dims.iter().product::<i64>() as usize;
     let zero_point = (!matches!(granularity, Granularity::Block(_)))
         .then(|| Tensor::from_raw(storage, &dims, vec![0u8; how.base.storage_bytes(zeros)]));
     Ok(Parts {
-        codes: Tensor::from_raw(storage, &view.dims(), codes),
-        scale: Scale::Float(float_scales(&dims, &scales, scale_type(how, float))?),
+        codes: Tensor::from_raw(storage, &view.dims(), coded.codes),
+        scale: Scale::Float(float_scales(&dims, &coded.scales, scale_type(how, float))?),
         zero_point,
     })
 }

@@ -36,7 +36,7 @@ fn tract(format: Format) -> Answer {
     let info = format.base.info();
     let eight = info.family == Family::Integer && info.storage_bits == 8;
     let single = matches!(
-        format.granularity(Granularity::Channel),
+        format.weight_granularity(),
         Granularity::Tensor | Granularity::Channel
     );
     let cast = matches!(format.base, Base::Fp32 | Base::Fp16);

@@ -22,8 +22,9 @@ fn canonical(format: &str) -> String {
         return named(format).to_owned();
     };
     let open = Format::from_str(weights)
-        .is_ok_and(|f| f.granularity(Granularity::Tensor) != f.granularity(Granularity::Channel));
-    let channel = if open { ":channel" } else { "" };
+        .ok()
+        .filter(|f| f.granularity(Granularity::Tensor) != f.granularity(Granularity::Channel));
+    let channel = open.map_or(String::new(), |f| format!(":{}", f.weight_granularity()));
     let activations = activations.split(':').next().unwrap_or(activations);
     format!("{weights}{channel}/{activations}")
 }
