@@ -11,7 +11,8 @@ use crate::tensor::Tensor;
 pub struct Request {
     /// Every input of the main graph that is fed: name, type, concrete shape.
     pub feed: Vec<(String, DataType, Vec<usize>)>,
-    /// Names of values of the main graph that the observer wants to see.
+    /// Keys (graph path and name) of values that the observer wants to see: those of the main graph are their names.
+    /// A value in a body of control flow is seen each time that the body runs.
     pub observe: Vec<String>,
     /// Places in [`Self::observe`], ascending, of values that may be handed out with their axes behind the first in
     /// another order: a runtime that computes in another layout need not turn them back.

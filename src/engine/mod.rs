@@ -5,6 +5,7 @@
 pub mod cache;
 #[cfg(feature = "onnxruntime")]
 pub mod onnxruntime;
+mod steps;
 pub mod tract;
 
 pub use cache::SessionCache;

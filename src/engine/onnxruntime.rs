@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use onnx_quant_ir::engine::{Engine, EngineError, Observed, Observer, Request};
-use onnx_quant_ir::proto::{Message, ValueInfoProto};
+use onnx_quant_ir::proto::{Message, TypeProto, ValueInfoProto, type_proto};
 use onnx_quant_ir::save::{self, ExternalData};
 use onnx_quant_ir::{DataType, Model, Tensor};
 use ort::logging::LogLevel;
@@ -23,16 +23,22 @@ use ort::session::builder::GraphOptimizationLevel;
 use ort::session::{Session, SessionInputs};
 use sha2::{Digest, Sha256};
 
+use super::steps::{self, Program, StepSession};
+
 /// How errors name the runtime.
 const NAME: &str = "onnxruntime";
 /// Largest model that is handed over in memory: protobuf ends at 2 GiB.
 const IN_MEMORY: usize = 1 << 30;
 
+/// Sessions by the digest of what they run.
+type Pools = Vec<([u8; 32], Weak<Pool>)>;
+
 /// onnxruntime.
+#[derive(Clone)]
 pub struct OnnxRuntimeEngine {
     library: PathBuf,
     /// Sessions by model and outputs, as long as somebody uses them.
-    pools: Mutex<Vec<([u8; 32], Weak<Pool>)>>,
+    pools: Arc<Mutex<Pools>>,
 }
 
 impl std::fmt::Debug for OnnxRuntimeEngine {
@@ -56,7 +62,7 @@ impl OnnxRuntimeEngine {
         })?;
         Ok(Self {
             library,
-            pools: Mutex::default(),
+            pools: Arc::default(),
         })
     }
 
@@ -66,8 +72,13 @@ impl OnnxRuntimeEngine {
     }
 
     /// The sessions of a model whose outputs are joined by these values.
-    fn pool(&self, model: &Model, extra: &[String]) -> Result<Arc<Pool>, EngineError> {
-        let source = Source::of(model, extra)?;
+    fn pool(
+        &self,
+        model: &Model,
+        request: &Request,
+        extra: &[String],
+    ) -> Result<Arc<Pool>, EngineError> {
+        let source = Source::of(model, &request.feed, extra)?;
         let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
         pools.retain(|(_, pool)| pool.strong_count() > 0);
         let known = pools.iter().find(|(digest, _)| *digest == source.digest);
@@ -95,6 +106,9 @@ impl Engine for OnnxRuntimeEngine {
         model: &Model,
         request: &Request,
     ) -> Result<Arc<dyn onnx_quant_ir::engine::Session>, EngineError> {
+        if let Some(program) = watching_bodies(model, request) {
+            return Ok(Arc::new(StepSession::new(Arc::new(self.clone()), program)?));
+        }
         let outputs: Vec<String> = names(model, &model.main().outputs);
         let mut watched = Vec::new();
         let mut computed: Vec<String> = Vec::new();
@@ -124,11 +138,11 @@ impl Engine for OnnxRuntimeEngine {
         });
         let watching = match computed.is_empty() {
             true => None,
-            false => Some(self.pool(model, &computed)?),
+            false => Some(self.pool(model, request, &computed)?),
         };
         let plain = match &watching {
             Some(_) if !quantized => None,
-            _ => Some(self.pool(model, &[])?),
+            _ => Some(self.pool(model, request, &[])?),
         };
         Ok(Arc::new(OnnxRuntimeSession {
             feed: request.feed.iter().map(|(n, ..)| n.clone()).collect(),
@@ -139,6 +153,49 @@ impl Engine for OnnxRuntimeEngine {
             watching,
         }))
     }
+}
+
+/// A model in which values of bodies are watched, to be run in steps: what stands in a body cannot be an output.
+fn watching_bodies(model: &Model, request: &Request) -> Option<Program> {
+    let bodies = steps::ids_in_bodies(model, &request.observe);
+    if bodies.is_empty() {
+        return None;
+    }
+    let mut model = model.clone();
+    let mut inputs = Vec::new();
+    for v in model.main().inputs.clone() {
+        let name = &model.value(v).name;
+        match request.feed.iter().position(|(n, ..)| n == name) {
+            Some(place) => {
+                inputs.push(place);
+                // A default that is fed over.
+                if model.value_mut(v).init.take().is_some() {
+                    model
+                        .graph_mut(Model::MAIN)
+                        .initializers
+                        .retain(|&i| i != v);
+                }
+            }
+            None => model.remove_graph_input(v),
+        }
+    }
+    let main = model.values_by_name(Model::MAIN);
+    let place = |(i, name): (usize, &String)| {
+        let value = main.get(name.as_str()).or_else(|| bodies.get(name));
+        Some((i, *value?))
+    };
+    let watched = request
+        .observe
+        .iter()
+        .enumerate()
+        .filter_map(place)
+        .collect();
+    Some(Program {
+        model,
+        request: request.clone(),
+        inputs,
+        watched,
+    })
 }
 
 fn names(model: &Model, values: &[onnx_quant_ir::ValueId]) -> Vec<String> {
@@ -159,7 +216,11 @@ enum Form {
 }
 
 impl Source {
-    fn of(model: &Model, extra: &[String]) -> Result<Self, EngineError> {
+    fn of(
+        model: &Model,
+        feed: &[(String, DataType, Vec<usize>)],
+        extra: &[String],
+    ) -> Result<Self, EngineError> {
         let fail = |reason: String| EngineError::Prepare {
             engine: NAME,
             reason,
@@ -188,6 +249,10 @@ impl Source {
         }
         let mut proto = save::inlined(&model).map_err(|e| fail(e.to_string()))?;
         if let Some(graph) = proto.graph.as_mut() {
+            for input in graph.input.iter_mut().filter(|i| i.r#type.is_none()) {
+                let fed = feed.iter().find(|(name, ..)| name == input.name());
+                input.r#type = fed.map(|(_, dtype, _)| tensor_type(*dtype));
+            }
             for name in extra {
                 graph.output.push(ValueInfoProto {
                     name: Some(name.clone()),
@@ -220,6 +285,17 @@ impl Source {
             engine: NAME,
             reason: first_line(&e.to_string()),
         })
+    }
+}
+
+/// The type of tensors of any shape.
+fn tensor_type(dtype: DataType) -> TypeProto {
+    TypeProto {
+        value: Some(type_proto::Value::TensorType(type_proto::Tensor {
+            elem_type: Some(dtype as i32),
+            shape: None,
+        })),
+        ..TypeProto::default()
     }
 }
 

@@ -21,7 +21,8 @@ use onnx_quant_proto::Message;
 use tract_onnx::prelude::{Framework, InferenceModelExt};
 use tract_onnx::tract_hir::internal::{SimplePlan, TractResult};
 
-use lower::Lowered;
+use super::steps::{StepSession, is_control};
+use lower::{Concrete, Lowered};
 use session::TractSession;
 use switched::SwitchedSession;
 
@@ -51,14 +52,32 @@ impl Engine for TractEngine {
     }
 }
 
-/// Prepares a model for one request; `values` are inputs that every run feeds the same value.
+/// Prepares a model for one request; `values` are inputs that every run feeds the same value. Where values are watched
+/// in bodies of control flow, or tract cannot run that by itself, the model is run in steps.
 fn prepare_fixed(
     model: &Model,
     request: &Request,
     values: BTreeMap<String, Tensor>,
 ) -> Result<Arc<dyn Session>, EngineError> {
+    let concrete = Concrete::of(model, request, values)?;
+    let in_steps = |concrete: Concrete| -> Result<Arc<dyn Session>, EngineError> {
+        let program = concrete.program(request);
+        Ok(Arc::new(StepSession::new(Arc::new(TractEngine), program)?))
+    };
+    if concrete.watches_bodies() {
+        return in_steps(concrete);
+    }
+    let nodes = &concrete.model.main().nodes;
+    if !nodes.iter().any(|&n| is_control(&concrete.model, n)) {
+        return prepare_whole(concrete, request);
+    }
+    prepare_whole(concrete.clone(), request).or_else(|_| in_steps(concrete))
+}
+
+/// Prepares a model that tract runs as it is.
+fn prepare_whole(concrete: Concrete, request: &Request) -> Result<Arc<dyn Session>, EngineError> {
     let framework = ops::framework();
-    let lowered = lower::lower(model, request, values)?;
+    let lowered = concrete.lower(request)?;
     fault::refuse(&lowered.model, &|op| {
         framework.op_register.0.contains_key(op)
     })?;

@@ -24,6 +24,7 @@ use onnx_quant_proto::{
 
 use super::NAME;
 use super::ops::OBSERVE;
+use crate::engine::steps::{self, Program};
 
 mod rewrite;
 
@@ -63,36 +64,101 @@ fn prepare(reason: impl ToString) -> EngineError {
     }
 }
 
-/// Lowers a model for one request; `values` are inputs that every run feeds the same value.
-pub(super) fn lower(
-    model: &Model,
-    request: &Request,
-    values: BTreeMap<String, Tensor>,
-) -> Result<Lowered, EngineError> {
-    let mut m = model.clone();
-    let declared = |&v: &ValueId| model.value(v).dtype();
-    let outputs = model.main().outputs.iter().map(declared).collect();
-    modernize(&mut m)?;
-    let inputs = bind_feed(&mut m, request)?;
-    run(&LowerCodebook, &mut m, &mut PassContext::default())?;
-    let mut constants = Vec::new();
-    let marked = mark_watched(&mut m, request, &mut constants)?;
-    specialize(&mut m, request, values)?;
-    insert_observers(&mut m, request, &marked, &mut constants)?;
-    run(&LowerQdq, &mut m, &mut PassContext::default())?;
-    rewrite::rewrite(&mut m)?;
-    m.sort().map_err(prepare)?;
-    let names = name_nodes(&mut m);
-    let mut proto = save::inlined(&m).map_err(prepare)?;
-    rewrite::raw_initializers(&m, &mut proto).map_err(prepare)?;
-    Ok(Lowered {
-        model: m,
-        proto,
-        inputs,
-        outputs,
-        constants,
-        names,
-    })
+/// A model that is concrete for one request, with its own operators.
+#[derive(Clone)]
+pub(super) struct Concrete {
+    pub(super) model: Model,
+    /// For each input of the model its place in the feed.
+    pub(super) inputs: Vec<usize>,
+    /// For each output of the model its declared type.
+    outputs: Vec<Option<DataType>>,
+    constants: Vec<ConstantObservation>,
+    /// Names of watched values that are outputs only so that passes keep them.
+    marked: BTreeSet<String>,
+    /// Watched values that stood in bodies before branches were taken, by their places in the request.
+    inner: BTreeMap<usize, ValueId>,
+}
+
+impl Concrete {
+    /// Makes a model concrete for one request; `values` are inputs that every run feeds the same value.
+    pub(super) fn of(
+        model: &Model,
+        request: &Request,
+        values: BTreeMap<String, Tensor>,
+    ) -> Result<Self, EngineError> {
+        let mut m = model.clone();
+        let declared = |&v: &ValueId| model.value(v).dtype();
+        let outputs = model.main().outputs.iter().map(declared).collect();
+        modernize(&mut m)?;
+        let inputs = bind_feed(&mut m, request)?;
+        run(&LowerCodebook, &mut m, &mut PassContext::default())?;
+        let mut constants = Vec::new();
+        let (marked, inner) = mark_watched(&mut m, request, &mut constants)?;
+        specialize(&mut m, request, values)?;
+        Ok(Self {
+            model: m,
+            inputs,
+            outputs,
+            constants,
+            marked,
+            inner,
+        })
+    }
+
+    /// Whether values are watched that still stand in bodies.
+    pub(super) fn watches_bodies(&self) -> bool {
+        let m = &self.model;
+        let inside = |&v: &ValueId| still_computed(m, v) && m.value(v).graph != Model::MAIN;
+        self.inner.values().any(inside)
+    }
+
+    /// The model to be run in steps.
+    pub(super) fn program(mut self, request: &Request) -> Program {
+        let ids = ids_by_name(&self.model);
+        let names = request.observe.iter().enumerate();
+        let place = |(i, name): (usize, &String)| match self.inner.get(&i) {
+            Some(&v) => still_computed(&self.model, v).then_some((i, v)),
+            None => Some((i, *ids.get(name)?)),
+        };
+        let watched = names.filter_map(place).collect();
+        // They were outputs so that passes keep them.
+        for value in self.marked.iter().filter_map(|name| ids.get(name)) {
+            self.model.remove_graph_output(*value);
+        }
+        Program {
+            model: self.model,
+            request: request.clone(),
+            inputs: self.inputs,
+            watched,
+        }
+    }
+
+    /// What tract is given.
+    pub(super) fn lower(self, request: &Request) -> Result<Lowered, EngineError> {
+        let Self {
+            model: mut m,
+            inputs,
+            outputs,
+            mut constants,
+            marked,
+            inner,
+        } = self;
+        insert_observers(&mut m, request, &marked, &inner, &mut constants)?;
+        run(&LowerQdq, &mut m, &mut PassContext::default())?;
+        rewrite::rewrite(&mut m)?;
+        m.sort().map_err(prepare)?;
+        let names = name_nodes(&mut m);
+        let mut proto = save::inlined(&m).map_err(prepare)?;
+        rewrite::raw_initializers(&m, &mut proto).map_err(prepare)?;
+        Ok(Lowered {
+            model: m,
+            proto,
+            inputs,
+            outputs,
+            constants,
+            names,
+        })
+    }
 }
 
 /// Replaces what only passes can: local functions, integer operators, and `Upsample`, which later versions lack.
@@ -221,30 +287,45 @@ fn tensor_type(dtype: DataType, dims: &[usize]) -> TypeProto {
     }
 }
 
-/// Makes the watched values that are computed outputs, so that every pass keeps them, and reads those that are
-/// constant. Returns the names of those that were no outputs.
+/// Names of values that were made outputs, and values of bodies by their places in the request.
+type Marked = (BTreeSet<String>, BTreeMap<usize, ValueId>);
+
+/// Makes the watched values of the main graph that are computed outputs, so that every pass keeps them, and reads those
+/// that are constant.
 fn mark_watched(
     m: &mut Model,
     request: &Request,
     constants: &mut Vec<ConstantObservation>,
-) -> Result<BTreeSet<String>, EngineError> {
+) -> Result<Marked, EngineError> {
     let mut marked = BTreeSet::new();
+    let mut inner = BTreeMap::new();
     let ids = ids_by_name(m);
+    let bodies = steps::ids_in_bodies(m, &request.observe);
     for (index, name) in request.observe.iter().enumerate() {
-        let &id = ids.get(name).ok_or_else(|| {
+        let inside = bodies.get(name).copied();
+        let found = ids.get(name).copied().or(inside);
+        let id = found.ok_or_else(|| {
             EngineError::Feed(format!(
                 "the model has no value `{name}` that could be watched"
             ))
         })?;
         if let Some(t) = m.constant(id) {
             constants.push(read_constant(index, name, t)?);
+        } else if m.value(id).graph != Model::MAIN {
+            inner.insert(index, id);
         } else if !m.value(id).is_output() && !m.value(id).is_input() {
             let ty = m.value(id).ty().cloned();
             m.make_graph_output(id, ty);
             marked.insert(name.clone());
         }
     }
-    Ok(marked)
+    Ok((marked, inner))
+}
+
+/// Whether a value of a body is still there after the model was specialized, and no constant. Its id may have been given
+/// to another value then, but that is always a constant.
+fn still_computed(m: &Model, id: ValueId) -> bool {
+    m.has_value(id) && m.value(id).init.is_none()
 }
 
 fn ids_by_name(m: &Model) -> BTreeMap<String, ValueId> {
@@ -270,6 +351,7 @@ fn insert_observers(
     m: &mut Model,
     request: &Request,
     marked: &BTreeSet<String>,
+    inner: &BTreeMap<usize, ValueId>,
     constants: &mut Vec<ConstantObservation>,
 ) -> Result<(), EngineError> {
     let known: BTreeSet<usize> = constants.iter().map(|c| c.index).collect();
@@ -279,9 +361,13 @@ fn insert_observers(
         if known.contains(&index) {
             continue;
         }
-        let &id = ids
-            .get(name)
-            .ok_or_else(|| prepare(format!("the watched value `{name}` was lost")))?;
+        let id = match (inner.get(&index), ids.get(name)) {
+            // Of a branch that has taken the place of its node; one that is not taken has no values.
+            (Some(&id), _) if still_computed(m, id) && m.value(id).graph == Model::MAIN => id,
+            (Some(_), _) => continue,
+            (None, Some(&id)) => id,
+            (None, None) => return Err(prepare(format!("the watched value `{name}` was lost"))),
+        };
         if let Some(t) = m.constant(id) {
             constants.push(read_constant(index, name, t)?);
             continue;
