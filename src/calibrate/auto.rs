@@ -1,10 +1,12 @@
 //! The calibrator `auto`: each is tried, and judged by what the quantized model computes.
 //!
-//! The last batches of the data are held out: the ranges of a trial are those of the others, as every calibrator and as
-//! the mix of the best for each tensor chooses them, and the outputs of the quantized model are compared with those
-//! of the float model on what was held out. The output that differs most decides. The statistics that are handed on
-//! hold all samples; no sample is run twice to gather them.
+//! The data is halved: the ranges of a trial are those of one half, as every calibrator and as the mix of the best for
+//! each tensor chooses them, and the outputs of the quantized model are compared with those of the float model on samples
+//! of the other half; then the halves change places, and the errors are added. That judges each calibrator by twice as
+//! many samples as one division would, and by two sets of ranges: a single lucky one does not decide. The output that
+//! differs most does. The statistics that are handed on hold all samples; no sample is run twice to gather them.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use onnx_quant_ir::Model;
@@ -22,8 +24,8 @@ use crate::optimize::trial::{Exact, decibels};
 use crate::pipeline::{Run, Watch, plan_passes, rewrite_passes};
 use crate::prepared::Prepared;
 
-/// Samples that are held out, where the data has twice as many: fewer do not tell calibrators apart.
-const HELD_OUT: usize = 128;
+/// Samples of each half that calibrators are judged by: fewer do not tell them apart.
+const JUDGED: usize = 128;
 
 /// The calibrators that were tried, with the signal-to-noise ratio in dB of the output that differs most.
 #[derive(Debug, Clone, PartialEq)]
@@ -100,45 +102,85 @@ fn try_all(
     let (batches, size) = (batch_count(data), batch_size(data.len()));
     // Smaller than the size that was asked for where the model's batch is fixed.
     let batch = data.len().div_ceil(batches.max(1)).max(1);
-    let seen = batches - HELD_OUT.div_ceil(batch).min(batches / 2);
-    let part = |range| {
+    let float = Prepared::new(engine, model, Vec::new());
+    let mut all = Calibration::new(String::new(), data.len());
+    let mut samples = 0;
+    let mut folds = Vec::new();
+    for (known, judged) in folds_of(batches, JUDGED.div_ceil(batch)) {
         let start = Calibration::new(String::new(), data.len());
-        gather(model, engine, data, points, range, start, &mut |_| Ok(()))
-    };
-    let known = part(0..seen)?;
-    let mut all = known.clone();
-    all.merge(&part(seen..batches)?)
-        .map_err(|e| Error::usage(e.to_string()))?;
-    // Where there is one batch only, it is all there is to judge by.
-    let first = if seen < batches { seen } else { 0 };
-    let held_out: Result<Vec<Batch>, _> = data.batches(size).skip(first).collect();
-    let held_out = held_out?;
-    let samples = held_out.iter().map(|b| b.samples).sum();
-    let exact = Exact::of(&Prepared::new(engine, model, Vec::new()), data, held_out)?;
+        let known = gather(model, engine, data, points, known, start, &mut |_| Ok(()))?;
+        all.merge(&known).map_err(|e| Error::usage(e.to_string()))?;
+        let judged = data.batches(size).take(judged.end).skip(judged.start);
+        let judged = judged.collect::<Result<Vec<Batch>, _>>()?;
+        samples += judged.iter().map(|b| b.samples).sum::<usize>();
+        folds.push((known, Exact::of(&float, data, judged)?));
+    }
     let mut ratios = Vec::new();
-    let mut plans: Vec<(PrecisionPlan, f64)> = Vec::new();
+    let mut tried: Vec<(Vec<PrecisionPlan>, f64)> = Vec::new();
     for calibrator in CANDIDATES.into_iter().chain([Calibrator::Auto]) {
-        let mut run = Run::new(Watch::default())?;
-        run.cx.insert(known.clone());
-        run.cx.insert(QuantSettings {
-            calibrator,
-            ..settings.clone()
-        });
-        let mut quantized = model.clone();
-        run.passes(plan_passes(), &mut quantized)?;
-        let plan: PrecisionPlan = run.cx.get().cloned().unwrap_or_default();
-        let same = plans.iter().find(|(p, _)| *p == plan);
+        let mut trials = Vec::new();
+        for (known, _) in &folds {
+            let mut run = Run::new(Watch::default())?;
+            run.cx.insert(known.clone());
+            run.cx.insert(QuantSettings {
+                calibrator,
+                ..settings.clone()
+            });
+            let mut quantized = model.clone();
+            run.passes(plan_passes(), &mut quantized)?;
+            trials.push((run, quantized));
+        }
+        let plan = |(run, _): &(Run, Model)| run.cx.get().cloned().unwrap_or_default();
+        let plans: Vec<PrecisionPlan> = trials.iter().map(plan).collect();
+        let same = tried.iter().find(|(p, _)| *p == plans);
         let ratio = match same {
             Some((_, ratio)) => *ratio,
             None => {
-                run.passes(rewrite_passes(), &mut quantized)?;
-                let prepared = Prepared::new(engine, &quantized, Vec::new());
-                let ratios = decibels(&exact.compare(&prepared, data)?);
+                let mut sums = Vec::new();
+                for ((run, quantized), (_, exact)) in trials.iter_mut().zip(&folds) {
+                    run.passes(rewrite_passes(), quantized)?;
+                    let prepared = Prepared::new(engine, quantized, Vec::new());
+                    add(&mut sums, &exact.compare(&prepared, data)?);
+                }
+                let ratios = decibels(&sums);
                 ratios.into_iter().reduce(f64::min).unwrap_or(0.0)
             }
         };
-        plans.push((plan, ratio));
+        tried.push((plans, ratio));
         ratios.push((calibrator, ratio));
     }
     Ok((all, Tried { ratios, samples }))
+}
+
+/// The batches that ranges come from, and those that judge them: of each half the first `judged` of the other. Where there
+/// is one batch only, it is all there is to judge by.
+fn folds_of(batches: usize, judged: usize) -> Vec<(Range<usize>, Range<usize>)> {
+    if batches < 2 {
+        return vec![(0..batches, 0..batches)];
+    }
+    let middle = batches.div_ceil(2);
+    vec![
+        (0..middle, middle..batches.min(middle + judged)),
+        (middle..batches, 0..middle.min(judged)),
+    ]
+}
+
+fn add(sums: &mut Vec<(f64, f64)>, more: &[(f64, f64)]) {
+    sums.resize(sums.len().max(more.len()), (0.0, 0.0));
+    for (sum, (signal, noise)) in sums.iter_mut().zip(more) {
+        sum.0 += signal;
+        sum.1 += noise;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_fold_is_judged_by_what_it_knows() {
+        assert_eq!(folds_of(1, 16), [(0..1, 0..1)]);
+        assert_eq!(folds_of(3, 16), [(0..2, 2..3), (2..3, 0..2)]);
+        assert_eq!(folds_of(64, 16), [(0..32, 32..48), (32..64, 0..16)]);
+    }
 }
