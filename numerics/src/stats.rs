@@ -91,6 +91,11 @@ impl TensorStats {
         &self.histogram
     }
 
+    /// Whether nothing was seen, not even values that are not finite.
+    pub fn is_empty(&self) -> bool {
+        self.samples.count() == 0 && self.non_finite.is_none()
+    }
+
     /// The extremes of the single samples.
     pub fn samples(&self) -> &SampleRanges {
         &self.samples

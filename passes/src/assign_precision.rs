@@ -67,7 +67,11 @@ impl Pass for AssignPrecision {
         let settings = cx.need::<QuantSettings>()?.clone();
         let plan = assign(model, &settings, cx.get::<Calibration>())
             .map_err(|e| PassError::new(INFO.name, e))?;
-        for note in storage::runtime_notes(&plan, &settings) {
+        let mut notes = storage::runtime_notes(&plan, &settings);
+        if let Some(calibration) = cx.get::<Calibration>() {
+            notes.extend(unreached(model, calibration));
+        }
+        for note in notes {
             cx.note(note);
         }
         cx.insert(plan);
@@ -146,6 +150,28 @@ fn assign(
     })
 }
 
+/// A note for each body of control flow with values to be observed that no sample runs; for nested ones the outermost.
+fn unreached(model: &Model, calibration: &Calibration) -> Vec<String> {
+    let mut idle: Vec<String> = Vec::new();
+    for graph in model.graph_ids().into_iter().skip(1) {
+        let path = model.graph_path(graph) + "/";
+        let inside = calibration
+            .values
+            .iter()
+            .filter(|(key, _)| key.starts_with(&path));
+        let stats: Vec<_> = inside.map(|(_, stats)| stats).collect();
+        let known = idle.iter().any(|outer| path.starts_with(outer));
+        if !known && !stats.is_empty() && stats.iter().all(|s| s.is_empty()) {
+            idle.push(path);
+        }
+    }
+    let note = |path: &String| {
+        let path = path.trim_end_matches('/');
+        format!("no calibration sample runs the body `{path}`: what it computes stays in float")
+    };
+    idle.iter().map(note).collect()
+}
+
 /// Refuses activations for which the target has no kernel.
 fn takes_activations(settings: &QuantSettings) -> Result<(), String> {
     let target = settings.target.rules();
@@ -208,7 +234,7 @@ fn bear(
 /// The float type of the values around integer operators: that of the weights.
 fn float_types(model: &Model, placement: &Placement<'_>) -> BTreeMap<ValueId, DataType> {
     let mut types = BTreeMap::new();
-    for &node in &model.main().nodes {
+    for node in model.all_nodes() {
         let known = match (&placement.modes[&node], placement.linears.get(&node)) {
             (Mode::Integer, Some(linear)) => {
                 let weight = model.input(node, linear.weight);

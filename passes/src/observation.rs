@@ -79,7 +79,7 @@ pub fn points(model: &Model, settings: &QuantSettings) -> Result<Vec<Point>, Str
 pub fn all_points(model: &Model) -> Vec<Point> {
     let facts = infer::infer_declared(model, true);
     let mut keys = BTreeSet::new();
-    for &node in &model.main().nodes {
+    for node in model.all_nodes() {
         if !is_quantizable(model, node) {
             continue;
         }
@@ -93,7 +93,7 @@ pub fn all_points(model: &Model) -> Vec<Point> {
 
 fn with_axes(model: &Model, keys: BTreeSet<String>) -> Vec<Point> {
     let mut axes: BTreeMap<String, BTreeSet<i64>> = BTreeMap::new();
-    for &node in &model.main().nodes {
+    for node in model.all_nodes() {
         for (slot, axis) in summed_axes(model, node) {
             if let Some(value) = model.input(node, slot) {
                 axes.entry(model.value_key(value)).or_default().insert(axis);
@@ -128,17 +128,24 @@ pub struct Clamped {
 /// What must be handed out so that the statistics of all points are known: values behind a Relu or a Clip follow from
 /// the value before it, if that is a point too.
 pub fn plan(model: &Model, points: &[Point]) -> Vec<Watched> {
-    let ids = model.values_by_name(Model::MAIN);
+    let ids: BTreeMap<String, ValueId> = (model.all_values().into_iter())
+        .map(|v| (model.value_key(v), v))
+        .collect();
     let places: BTreeMap<&str, usize> = (points.iter().enumerate())
         .map(|(i, p)| (p.key.as_str(), i))
         .collect();
     let clamped = |point: &Point| {
         let (node, _) = model.producer(*ids.get(point.key.as_str())?)?;
+        let before = model.input(node, 0)?;
+        if model.value(before).graph != model.node(node).graph {
+            // Not each run of the one is a run of the other.
+            return None;
+        }
         let (low, upper) = ops::clamp_bounds(model, node)?;
         let legacy = ["min", "max"]
             .iter()
             .any(|a| model.node(node).attr(a).is_some());
-        let source = places.get(model.value_key(model.input(node, 0)?).as_str())?;
+        let source = places.get(model.value_key(before).as_str())?;
         (low == 0.0 && upper >= 0.0 && !legacy).then_some((*source, upper))
     };
     let sources: Vec<Option<(usize, f32)>> = points.iter().map(clamped).collect();
@@ -211,7 +218,7 @@ fn is_quantizable(model: &Model, node: NodeId) -> bool {
 
 fn is_observable(model: &Model, facts: &Facts, value: ValueId) -> bool {
     let v = model.value(value);
-    if v.graph != Model::MAIN || (v.init.is_some() && !v.is_input()) {
+    if v.init.is_some() && !v.is_input() {
         return false;
     }
     if facts.value(value).is_some() {

@@ -528,3 +528,42 @@ fn the_instruction_set_decides_sign_and_range() {
         assert_eq!(codes.iter().map(|c| c.abs()).max(), Some(largest), "{isa}");
     }
 }
+
+#[test]
+fn bodies_are_quantized_by_the_same_rules() {
+    let done = quantize(
+        r#"<ir_version: 8, opset_import: ["" : 17]>
+        net (float[N, 4] x, bool c) => (float[N, 4] y) <
+            float[4, 4] shared = {1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3, 4, 5, 6, 7}
+        > {
+            [first] a = MatMul (x, shared)
+            [choice] y = If (c) <
+                then_branch = t () => (float[N, 4] r) <float[4, 4] own = {1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3, 4, 5, 6, 7}> {
+                    [inner] b = MatMul (a, own)
+                    [relu] p = Relu (b)
+                    [last] r = MatMul (p, shared)
+                },
+                else_branch = e () => (float[N, 4] q) { [other] q = Neg (a) }
+            >
+        }"#,
+        TargetName::Ort,
+        &[("p", 0.0, 3.0)],
+    );
+    done.places(&[
+        ("first", "qw"),
+        ("choice", "f"),
+        ("inner", "qw"),
+        ("relu", "f"),
+        ("last", "qw"),
+        ("other", "f"),
+    ]);
+    let m = &done.model;
+    for node in ["inner", "last"] {
+        for slot in [0, 1] {
+            let value = m.input(done.node(node), slot).unwrap();
+            let maker = m.producer(value).unwrap().0;
+            assert_eq!(m.node(maker).graph, m.node(done.node(node)).graph, "{node}");
+        }
+    }
+    assert_eq!(done.scale("last", 0), 3.0 / 255.0);
+}

@@ -65,7 +65,7 @@ pub(super) fn tasks(
                 let node = *by_node.get(reader).ok_or("its node is gone")?;
                 if !places.contains_key(&node) {
                     return Err(
-                        "it stands inside a subgraph, which calibration does not reach".to_owned(),
+                        "it stands in the body of a control-flow operator, whose layers are not learned".to_owned(),
                     );
                 }
                 let own = Matrix::of(model, node)?;

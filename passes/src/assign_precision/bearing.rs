@@ -30,6 +30,7 @@ pub(super) fn parameters(
 ) -> Result<QParams, String> {
     let name = &model.value(value).name;
     let stats = calibration.values.get(&model.value_key(value));
+    let stats = stats.filter(|s| !s.is_empty());
     let histogram = stats.map(TensorStats::histogram);
     let options = QOptions {
         narrow: false,
@@ -61,7 +62,7 @@ pub(super) fn parameters(
         }
         (None, Some(stats)) => choose(model, value, stats, settings.calibrator, target)
             .map_err(|e| format!("activation `{name}`: {e}"))?,
-        (None, None) => return Err(format!("activation `{name}` was not seen in calibration")),
+        (None, None) => return Err(unseen(model, value)),
     };
     let mut params = choose_qparams(range.0, range.1, base, settings.activation_scheme, options)
         .map_err(|e| format!("activation `{name}`: {e}"))?;
@@ -83,6 +84,19 @@ pub(super) fn parameters(
         }
     }
     Ok(params)
+}
+
+/// Why a value has no statistics.
+fn unseen(model: &Model, value: ValueId) -> String {
+    let v = model.value(value);
+    let reason = match model.graph_path(v.graph) {
+        path if path.is_empty() => String::new(),
+        path => format!(": no sample runs the body `{path}`"),
+    };
+    format!(
+        "activation `{}` was not seen in calibration{reason}",
+        v.name
+    )
 }
 
 /// The range that a calibrator chooses; a refusal of values that are not finite names the first sample with them.

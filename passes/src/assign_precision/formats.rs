@@ -18,7 +18,7 @@ pub(super) fn activation_formats(
     quantized: &Quantized,
 ) -> Formats {
     let mut formats = Formats::new();
-    let nodes = &model.main().nodes;
+    let nodes = model.all_nodes();
     let moves = |node: NodeId| placement.modes[&node] == Mode::Preserving;
     for &node in nodes.iter().rev() {
         let format = if moves(node) {
@@ -39,7 +39,7 @@ pub(super) fn activation_formats(
             }
         }
     }
-    for &node in nodes {
+    for node in nodes {
         let input = model.input(node, 0).and_then(|v| formats.get(&v).copied());
         let format = match (moves(node), input) {
             (true, Some(f)) => Some(f),

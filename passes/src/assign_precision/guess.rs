@@ -1,7 +1,7 @@
 //! The first guess of what a node becomes, from the node and the target's table alone, and the words for what stays in
 //! float.
 
-use onnx_quant_ir::{DataType, Model, NodeId};
+use onnx_quant_ir::{DataType, NodeId};
 use onnx_quant_numerics::format::{Base, Family, Format, Granularity, Scheme};
 
 use super::placement::{Mode, Placement};
@@ -61,7 +61,6 @@ impl Placement<'_> {
             };
         }
         let why = match (linear.kernel, kernel) {
-            _ if self.inner(node) => "stands inside a subgraph, which calibration does not reach",
             _ if !self.activations(node) => self.no_activations(node),
             (_, Some(why)) | (Kernel::None(why), _) => why,
             _ if self.weights_alone(node) => "its weights are read in a format for weights alone",
@@ -225,18 +224,13 @@ impl Placement<'_> {
 
     /// Whether activations around the node may be quantized.
     fn activations(&self, node: NodeId) -> bool {
-        let wanted = self.choices.of(node).activations.is_some();
-        wanted && !self.inner(node) && !self.settings.dynamic
+        self.choices.of(node).activations.is_some() && !self.settings.dynamic
     }
 
     /// Why activations around the node stay in float.
     fn no_activations(&self, node: NodeId) -> &str {
         let reason = self.choices.of(node).activations_reason.as_deref();
         reason.unwrap_or("only weights are quantized")
-    }
-
-    fn inner(&self, node: NodeId) -> bool {
-        self.model.node(node).graph != Model::MAIN
     }
 
     /// Whether activations are signed and weights are not.
@@ -262,9 +256,6 @@ impl Placement<'_> {
         let n = self.model.node(node);
         if !n.domain().is_empty() {
             return format!("operators of the domain `{}` are opaque", n.domain());
-        }
-        if self.inner(node) {
-            return "stands inside a subgraph".to_owned();
         }
         if self.target.role(n.op_type()).is_some() {
             return "one operand is a constant, or nothing around it runs in integers".to_owned();

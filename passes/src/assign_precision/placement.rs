@@ -41,6 +41,8 @@ pub(super) type Quantized = BTreeMap<ValueId, Option<BTreeSet<NodeId>>>;
 /// The state of the search.
 pub(super) struct Placement<'a> {
     pub(super) model: &'a Model,
+    /// All nodes, those of bodies behind those of the graphs around them.
+    order: Vec<NodeId>,
     pub(super) settings: &'a QuantSettings,
     pub(super) selector: &'a Selector,
     pub(super) choices: &'a LayerChoices,
@@ -67,6 +69,7 @@ impl<'a> Placement<'a> {
         };
         let mut placement = Self {
             model,
+            order: model.all_nodes(),
             settings,
             selector,
             choices,
@@ -129,7 +132,7 @@ impl<'a> Placement<'a> {
             let available = self.available();
             let wanted = self.wanted();
             let mut changed = false;
-            for &node in &self.model.main().nodes {
+            for &node in &self.order {
                 if let Some(reason) = self.disagrees(node, &available, &wanted) {
                     self.modes.insert(node, Mode::Float(reason));
                     changed = true;
@@ -256,7 +259,7 @@ impl<'a> Placement<'a> {
         if self.settings.dynamic {
             return;
         }
-        for &node in &self.model.main().nodes {
+        for &node in &self.order {
             if !self.gives_codes(node) {
                 continue;
             }
@@ -267,7 +270,7 @@ impl<'a> Placement<'a> {
             let [(clamp, 0)] = uses[..] else { continue };
             let one_use = !self.model.value(out).is_output()
                 && self.model.captures(out).is_empty()
-                && self.model.node(clamp).graph == Model::MAIN;
+                && self.model.node(clamp).graph == self.model.node(node).graph;
             let bounds = ops::clamp_bounds(self.model, clamp);
             let excluded = self.selector.excluded_by(self.model, clamp).is_some();
             if one_use && !excluded && bounds.is_some_and(|b| self.takes_in(node, b)) {
@@ -351,7 +354,7 @@ impl<'a> Placement<'a> {
                 found.extend(self.model.input(node, linear.activation));
             }
         }
-        for &node in &self.model.main().nodes {
+        for &node in &self.order {
             if let Mode::Inputs(slots) = &self.modes[&node] {
                 let product = self.target.role(self.model.node(node).op_type());
                 if matches!(product, Some(Role::Linear { .. })) {
@@ -375,7 +378,7 @@ impl<'a> Placement<'a> {
     /// Values that an integer operator reads, directly or through operators that move values.
     fn wanted(&self) -> BTreeSet<ValueId> {
         let mut found = BTreeSet::new();
-        for &node in self.model.main().nodes.iter().rev() {
+        for &node in self.order.iter().rev() {
             match self.modes[&node] {
                 Mode::Integer => found.extend(self.activation(node)),
                 Mode::Supporting => found.extend(self.data(node)),
@@ -408,7 +411,7 @@ impl<'a> Placement<'a> {
         };
         let around = self.target.pairs == Pairs::Around;
         let mut whole = Vec::new();
-        for &node in &self.model.main().nodes {
+        for &node in &self.order {
             match self.modes[&node] {
                 Mode::Integer => read(self.activation(node), node),
                 Mode::Supporting => {

@@ -23,7 +23,7 @@ pub(super) struct Place<'a> {
 /// Writes a weight.
 pub(super) fn insert(model: &mut Model, names: &mut Names, place: Place<'_>, stored: Stored) {
     let value = model.value(place.value);
-    let (graph, stem) = (value.graph, value.name.clone());
+    let (graph, stem) = (home(model, &place), value.name.clone());
     let float = value.dtype().unwrap_or(DataType::Float);
     let mut writer = Writer {
         model,
@@ -41,6 +41,15 @@ pub(super) fn insert(model: &mut Model, names: &mut Names, place: Place<'_>, sto
     for (node, slot) in place.readers {
         writer.model.set_input(node, slot, Some(real));
     }
+}
+
+/// Where codes and what decodes them stand: in the body of control flow that all readers stand in, since runtimes look for
+/// them there; else where the weight stands.
+fn home(model: &Model, place: &Place<'_>) -> GraphId {
+    let mut graphs = place.readers.iter().map(|(n, _)| model.node(*n).graph);
+    let first = graphs.next();
+    let same = first.filter(|g| graphs.all(|other| other == *g));
+    same.unwrap_or(model.value(place.value).graph)
 }
 
 /// Whether rows are looked up as codes: types that Gather takes. Scales of blocks are looked up with them, where they are
