@@ -3,8 +3,13 @@
 //! The data is halved: the ranges of a trial are those of one half, as every calibrator and as the mix of the best for
 //! each tensor chooses them, and the outputs of the quantized model are compared with those of the float model on samples
 //! of the other half; then the halves change places, and the errors are added. That judges each calibrator by twice as
-//! many samples as one division would, and by two sets of ranges: a single lucky one does not decide. The output that
-//! differs most does. The statistics that are handed on hold all samples; no sample is run twice to gather them.
+//! many samples as one division would, and by two sets of ranges. The output that differs most decides.
+//!
+//! A few samples with large errors decide the sum of all, so that the best sum is often luck. Another calibrator takes the
+//! place of the default one only where its sum is better *and* it is better on the samples one by one: in a paired
+//! test, the mean of the logarithms of the ratio of both errors lies two standard errors above zero.
+//!
+//! The statistics that are handed on hold all samples; no sample is run twice to gather them.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -20,7 +25,7 @@ use onnx_quant_passes::settings::QuantSettings;
 use super::{batch_count, batch_size, gather};
 use crate::data::{Batch, DataSet};
 use crate::error::Error;
-use crate::optimize::trial::{Exact, decibels};
+use crate::optimize::trial::{Energies, Exact, decibels, total};
 use crate::pipeline::{Run, Watch, plan_passes, rewrite_passes};
 use crate::prepared::Prepared;
 
@@ -32,20 +37,10 @@ const JUDGED: usize = 128;
 pub struct Tried {
     /// Each with its ratio; [`Calibrator::Auto`] is the mix.
     pub ratios: Vec<(Calibrator, f64)>,
+    /// The one that was chosen: the first, or the best of those that are better than it beyond chance.
+    pub best: Calibrator,
     /// Samples on which they were judged.
     pub samples: usize,
-}
-
-impl Tried {
-    /// The best; of equal ones the first.
-    pub fn best(&self) -> Calibrator {
-        let first = (Calibrator::Auto, f64::NEG_INFINITY);
-        let better = |best: (Calibrator, f64), &tried: &(Calibrator, f64)| match tried.1 > best.1 {
-            true => tried,
-            false => best,
-        };
-        self.ratios.iter().fold(first, better).0
-    }
 }
 
 impl std::fmt::Display for Tried {
@@ -55,7 +50,7 @@ impl std::fmt::Display for Tried {
         write!(
             f,
             "auto chose {} by the output that differs most on {} samples: {} dB",
-            word(self.best()),
+            word(self.best),
             self.samples,
             ratios.join(", ")
         )
@@ -84,7 +79,7 @@ pub fn calibrate(
         return Ok((super::calibrate(model, engine, data, points)?, None));
     }
     let (calibration, tried) = try_all(model, settings, engine, data, points)?;
-    settings.calibrator = tried.best();
+    settings.calibrator = tried.best;
     Ok((calibration, Some(tried)))
 }
 
@@ -115,8 +110,7 @@ fn try_all(
         samples += judged.iter().map(|b| b.samples).sum::<usize>();
         folds.push((known, Exact::of(&float, data, judged)?));
     }
-    let mut ratios = Vec::new();
-    let mut tried: Vec<(Vec<PrecisionPlan>, f64)> = Vec::new();
+    let mut tried: Vec<(Vec<PrecisionPlan>, Judged)> = Vec::new();
     for calibrator in CANDIDATES.into_iter().chain([Calibrator::Auto]) {
         let mut trials = Vec::new();
         for (known, _) in &folds {
@@ -133,23 +127,95 @@ fn try_all(
         let plan = |(run, _): &(Run, Model)| run.cx.get().cloned().unwrap_or_default();
         let plans: Vec<PrecisionPlan> = trials.iter().map(plan).collect();
         let same = tried.iter().find(|(p, _)| *p == plans);
-        let ratio = match same {
-            Some((_, ratio)) => *ratio,
+        let judged = match same {
+            Some((_, judged)) => Judged {
+                calibrator,
+                ..judged.clone()
+            },
             None => {
-                let mut sums = Vec::new();
+                let mut batches = Vec::new();
                 for ((run, quantized), (_, exact)) in trials.iter_mut().zip(&folds) {
                     run.passes(rewrite_passes(), quantized)?;
                     let prepared = Prepared::new(engine, quantized, Vec::new());
-                    add(&mut sums, &exact.compare(&prepared, data)?);
+                    batches.extend(exact.compare_each(&prepared, data)?);
                 }
-                let ratios = decibels(&sums);
-                ratios.into_iter().reduce(f64::min).unwrap_or(0.0)
+                Judged::of(calibrator, batches)
             }
         };
-        tried.push((plans, ratio));
-        ratios.push((calibrator, ratio));
+        tried.push((plans, judged));
     }
-    Ok((all, Tried { ratios, samples }))
+    let tried: Vec<Judged> = tried.into_iter().map(|(_, judged)| judged).collect();
+    let ratios = tried.iter().map(|t| (t.calibrator, t.ratio)).collect();
+    let best = best(&tried);
+    Ok((
+        all,
+        Tried {
+            ratios,
+            best,
+            samples,
+        },
+    ))
+}
+
+/// How a calibrator did.
+#[derive(Debug, Clone)]
+struct Judged {
+    calibrator: Calibrator,
+    /// By batch.
+    energies: Vec<Energies>,
+    /// The output that differs most, and its ratio of signal to noise in dB.
+    worst: usize,
+    ratio: f64,
+}
+
+impl Judged {
+    fn of(calibrator: Calibrator, energies: Vec<Energies>) -> Self {
+        let outputs = total(&energies).into_iter().enumerate();
+        let ratios = outputs.filter_map(|(i, e)| Some((i, *decibels(&[e]).first()?)));
+        let worst = ratios.reduce(|a, b| if b.1 < a.1 { b } else { a });
+        let (worst, ratio) = worst.unwrap_or((0, 0.0));
+        Self {
+            calibrator,
+            energies,
+            worst,
+            ratio,
+        }
+    }
+
+    /// Whether it is better than another beyond chance, by the output in which the other differs most.
+    fn beats(&self, other: &Self) -> bool {
+        let noise = |energies: &Energies| {
+            let (signal, noise) = energies.get(other.worst).copied().unwrap_or_default();
+            noise.max(signal * 1e-14)
+        };
+        let pairs = self.energies.iter().zip(&other.energies);
+        let pairs = pairs.map(|(mine, theirs)| (noise(mine), noise(theirs)));
+        let logs = pairs.filter(|(mine, theirs)| *mine > 0.0 && *theirs > 0.0);
+        let logs: Vec<f64> = logs.map(|(mine, theirs)| (theirs / mine).ln()).collect();
+        self.ratio > other.ratio && above_zero(&logs)
+    }
+}
+
+/// The best of those that beat the first, or the first; of equal ones the first.
+fn best(tried: &[Judged]) -> Calibrator {
+    let Some((default, others)) = tried.split_first() else {
+        return CANDIDATES[0];
+    };
+    let better = others.iter().filter(|t| t.beats(default));
+    let chosen = better.fold(
+        default,
+        |best, t| if t.ratio > best.ratio { t } else { best },
+    );
+    chosen.calibrator
+}
+
+/// Whether the mean lies two standard errors above zero; of one value whether that does.
+fn above_zero(values: &[f64]) -> bool {
+    let n = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / n;
+    let squares: f64 = values.iter().map(|v| (v - mean).powi(2)).sum();
+    let error = (squares / (n - 1.0).max(1.0) / n).sqrt();
+    mean > 2.0 * error
 }
 
 /// The batches that ranges come from, and those that judge them: of each half the first `judged` of the other. Where there
@@ -165,17 +231,30 @@ fn folds_of(batches: usize, judged: usize) -> Vec<(Range<usize>, Range<usize>)> 
     ]
 }
 
-fn add(sums: &mut Vec<(f64, f64)>, more: &[(f64, f64)]) {
-    sums.resize(sums.len().max(more.len()), (0.0, 0.0));
-    for (sum, (signal, noise)) in sums.iter_mut().zip(more) {
-        sum.0 += signal;
-        sum.1 += noise;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lucky_sum_does_not_decide() {
+        let judged = |calibrator, noise: &[f64]| {
+            let energies = noise.iter().map(|n| vec![(100.0, *n), (100.0, 0.001)]);
+            Judged::of(calibrator, energies.collect())
+        };
+        let default = judged(Calibrator::Mse, &[1.0, 1.1, 0.9, 9.0]);
+        // Better on one odd batch, and worse on all others.
+        let lucky = judged(Calibrator::MinMax, &[1.2, 1.3, 1.1, 2.0]);
+        let better = judged(Calibrator::Kl, &[0.8, 0.85, 0.75, 7.0]);
+        let chosen = |others: &[&Judged]| {
+            let mut all = vec![default.clone()];
+            all.extend(others.iter().map(|j| (*j).clone()));
+            best(&all)
+        };
+        assert!(lucky.ratio > default.ratio && lucky.ratio > better.ratio);
+        assert_eq!(chosen(&[&lucky]), Calibrator::Mse);
+        assert_eq!(chosen(&[&lucky, &better]), Calibrator::Kl);
+        assert!(!above_zero(&[]) && above_zero(&[0.1]) && !above_zero(&[-0.1]));
+    }
 
     #[test]
     fn no_fold_is_judged_by_what_it_knows() {

@@ -75,30 +75,44 @@ impl Exact {
     ///
     /// # Errors
     /// A model that cannot be run.
-    pub(crate) fn compare(
+    pub(crate) fn compare(&self, other: &Prepared, data: &DataSet) -> Result<Energies, Error> {
+        Ok(total(&self.compare_each(other, data)?))
+    }
+
+    /// The same for each batch.
+    ///
+    /// # Errors
+    /// A model that cannot be run.
+    pub(crate) fn compare_each(
         &self,
         other: &Prepared,
         data: &DataSet,
-    ) -> Result<Vec<(f64, f64)>, Error> {
-        let parts = self
-            .0
+    ) -> Result<Vec<Energies>, Error> {
+        self.0
             .par_iter()
             .map(|(batch, exact)| {
                 let found = other.run(data, batch, None)?;
                 let pairs = exact.iter().zip(&found);
                 Ok(pairs.map(|(x, y)| energies(x, y)).collect())
             })
-            .collect::<Result<Vec<Vec<(f64, f64)>>, Error>>()?;
-        let mut sums: Vec<(f64, f64)> = Vec::new();
-        for part in parts {
-            sums.resize(part.len().max(sums.len()), (0.0, 0.0));
-            for (sum, p) in sums.iter_mut().zip(part) {
-                sum.0 += p.0;
-                sum.1 += p.1;
-            }
-        }
-        Ok(sums)
+            .collect()
     }
+}
+
+/// Energies of signal and noise, of each output.
+pub(crate) type Energies = Vec<(f64, f64)>;
+
+/// The sums over all batches.
+pub(crate) fn total(parts: &[Energies]) -> Energies {
+    let mut sums = Energies::new();
+    for part in parts {
+        sums.resize(part.len().max(sums.len()), (0.0, 0.0));
+        for (sum, p) in sums.iter_mut().zip(part) {
+            sum.0 += p.0;
+            sum.1 += p.1;
+        }
+    }
+    sums
 }
 
 /// The ratio of signal to noise in dB of each output that is not 0.
