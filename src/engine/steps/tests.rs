@@ -1,3 +1,4 @@
+//! Branches, loops and scans on tract: what they compute, and which values of their bodies are seen.
 #![expect(clippy::unwrap_used, reason = "tests")]
 use std::sync::Mutex;
 
