@@ -1,13 +1,14 @@
 //! The calibrator `auto`: each is tried, and judged by what the quantized model computes.
 //!
-//! The data is halved: the ranges of a trial are those of one half, as every calibrator and as the mix of the best for
-//! each tensor chooses them, and the outputs of the quantized model are compared with those of the float model on samples
-//! of the other half; then the halves change places, and the errors are added. That judges each calibrator by twice as
-//! many samples as one division would, and by two sets of ranges. The output that differs most decides.
+//! The data is divided into [`FOLDS`] parts. The ranges of a trial are those of all parts but one, as every calibrator and
+//! as the mix of the best for each tensor chooses them, and the outputs of the quantized model are compared with those of
+//! the float model on samples of that one; the errors of all parts are added. So ranges come from nearly as many samples
+//! as those of the model that is written, and a single lucky set does not decide. The output that differs most does.
 //!
 //! A few samples with large errors decide the sum of all, so that the best sum is often luck. Another calibrator takes the
 //! place of the default one only where its sum is better *and* it is better on the samples one by one: in a paired
-//! test, the mean of the logarithms of the ratio of both errors lies two standard errors above zero.
+//! test, the mean of the logarithms of the ratio of both errors lies more than one standard error above zero (the
+//! one-standard-error rule; Breiman et al., *Classification and Regression Trees*, 1984, section 3.4.3).
 //!
 //! The statistics that are handed on hold all samples; no sample is run twice to gather them.
 
@@ -29,8 +30,10 @@ use crate::optimize::trial::{Energies, Exact, decibels, total};
 use crate::pipeline::{Run, Watch, plan_passes, rewrite_passes};
 use crate::prepared::Prepared;
 
-/// Samples of each half that calibrators are judged by: fewer do not tell them apart.
-const JUDGED: usize = 128;
+/// Parts of the data, each of which judges ranges of the others.
+const FOLDS: usize = 4;
+/// Samples of each part that calibrators are judged by: fewer do not tell them apart.
+const JUDGED: usize = 64;
 
 /// The calibrators that were tried, with the signal-to-noise ratio in dB of the output that differs most.
 #[derive(Debug, Clone, PartialEq)]
@@ -101,11 +104,30 @@ fn try_all(
     let mut all = Calibration::new(String::new(), data.len());
     let mut samples = 0;
     let mut folds = Vec::new();
-    for (known, judged) in folds_of(batches, JUDGED.div_ceil(batch)) {
+    let mut parts = Vec::new();
+    let fold = folds_of(batches);
+    for part in &fold {
         let start = Calibration::new(String::new(), data.len());
-        let known = gather(model, engine, data, points, known, start, &mut |_| Ok(()))?;
-        all.merge(&known).map_err(|e| Error::usage(e.to_string()))?;
-        let judged = data.batches(size).take(judged.end).skip(judged.start);
+        let seen = gather(
+            model,
+            engine,
+            data,
+            points,
+            part.clone(),
+            start,
+            &mut |_| Ok(()),
+        )?;
+        merge(&mut all, &seen)?;
+        parts.push(seen);
+    }
+    for (out, part) in fold.into_iter().enumerate() {
+        let mut known = Calibration::new(String::new(), data.len());
+        // Where there is one batch only, it is all there is to judge by.
+        for (_, seen) in (parts.iter().enumerate()).filter(|(i, _)| *i != out || parts.len() == 1) {
+            merge(&mut known, seen)?;
+        }
+        let end = part.end.min(part.start + JUDGED.div_ceil(batch));
+        let judged = data.batches(size).take(end).skip(part.start);
         let judged = judged.collect::<Result<Vec<Batch>, _>>()?;
         samples += judged.iter().map(|b| b.samples).sum::<usize>();
         folds.push((known, Exact::of(&float, data, judged)?));
@@ -209,26 +231,24 @@ fn best(tried: &[Judged]) -> Calibrator {
     chosen.calibrator
 }
 
-/// Whether the mean lies two standard errors above zero; of one value whether that does.
+/// Whether the mean lies more than a standard error above zero; of one value whether that does.
 fn above_zero(values: &[f64]) -> bool {
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
     let squares: f64 = values.iter().map(|v| (v - mean).powi(2)).sum();
     let error = (squares / (n - 1.0).max(1.0) / n).sqrt();
-    mean > 2.0 * error
+    mean > error
 }
 
-/// The batches that ranges come from, and those that judge them: of each half the first `judged` of the other. Where there
-/// is one batch only, it is all there is to judge by.
-fn folds_of(batches: usize, judged: usize) -> Vec<(Range<usize>, Range<usize>)> {
-    if batches < 2 {
-        return vec![(0..batches, 0..batches)];
-    }
-    let middle = batches.div_ceil(2);
-    vec![
-        (0..middle, middle..batches.min(middle + judged)),
-        (middle..batches, 0..middle.min(judged)),
-    ]
+fn merge(into: &mut Calibration, seen: &Calibration) -> Result<(), Error> {
+    into.merge(seen).map_err(|e| Error::usage(e.to_string()))
+}
+
+/// The parts of the data, in batches; as many as there are batches where these are few.
+fn folds_of(batches: usize) -> Vec<Range<usize>> {
+    let count = batches.clamp(1, FOLDS);
+    let edge = |i: usize| batches * i / count;
+    (0..count).map(|i| edge(i)..edge(i + 1)).collect()
 }
 
 #[cfg(test)]
@@ -257,9 +277,9 @@ mod tests {
     }
 
     #[test]
-    fn no_fold_is_judged_by_what_it_knows() {
-        assert_eq!(folds_of(1, 16), [(0..1, 0..1)]);
-        assert_eq!(folds_of(3, 16), [(0..2, 2..3), (2..3, 0..2)]);
-        assert_eq!(folds_of(64, 16), [(0..32, 32..48), (32..64, 0..16)]);
+    fn parts_cover_the_data() {
+        assert_eq!(folds_of(1), [0..1]);
+        assert_eq!(folds_of(3), [0..1, 1..2, 2..3]);
+        assert_eq!(folds_of(63), [0..15, 15..31, 31..47, 47..63]);
     }
 }
