@@ -278,7 +278,7 @@ mod tests {
 
     #[test]
     fn parts_cover_the_data() {
-        assert_eq!(folds_of(1), [0..1]);
+        assert_eq!(folds_of(2), [0..1, 1..2]);
         assert_eq!(folds_of(3), [0..1, 1..2, 2..3]);
         assert_eq!(folds_of(63), [0..15, 15..31, 31..47, 47..63]);
     }
