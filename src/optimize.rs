@@ -13,6 +13,7 @@ mod driver;
 mod flow;
 mod layer;
 mod methods;
+mod notes;
 mod prepare;
 mod smooth;
 mod store;
@@ -23,6 +24,7 @@ pub(crate) mod trial;
 
 pub use driver::{Outcome, optimize};
 pub use methods::{Method, Methods};
+pub(crate) use prepare::Recovered;
 pub use prepare::prepare;
 pub(crate) use tables::widen_tables;
 

@@ -438,14 +438,17 @@ impl Evaluation {
         candidate: &Model,
         engine: &Arc<dyn Engine>,
     ) -> Result<CheckReport, Error> {
-        Checker::new(
-            reference,
-            candidate,
-            engine,
-            &self.data,
-            self.labels.as_ref(),
-        )?
-        .run()
+        self.compare((reference, reference), candidate, engine)
+    }
+
+    /// The same, where the layers of the quantized model are those of another float model: with channels rescaled.
+    pub(crate) fn compare(
+        &self,
+        models: (&Model, &Model),
+        candidate: &Model,
+        engine: &Arc<dyn Engine>,
+    ) -> Result<CheckReport, Error> {
+        Checker::new(models, candidate, engine, &self.data, self.labels.as_ref())?.run()
     }
 
     /// The data and its labels.

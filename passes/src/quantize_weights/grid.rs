@@ -11,6 +11,7 @@ use onnx_quant_numerics::scaling::{ScaleKind, choose_scales};
 
 use super::encode::{View, integer_params, quantizer, vector_params};
 use super::readers;
+use crate::codebook_weights;
 use crate::plan::WeightPlan;
 use crate::settings::QuantSettings;
 
@@ -113,20 +114,67 @@ pub fn grid(
             };
             Ok(of_scales(scales, element))
         }
+        (Family::Codebook | Family::Sign, _) => {
+            codebooks(model, value, form, settings, data.clone(), grouping)
+        }
         _ => Err(format!(
             "{base} has no grid of values that rounding could choose from"
         )),
     }
 }
 
-/// The finite values of a float format, each once.
-fn ascending(element: MiniFloat) -> Vec<f32> {
-    let mut levels: Vec<f32> = element
-        .table()
-        .into_iter()
-        .filter(|x| x.is_finite())
-        .collect();
+/// The codebooks of a weight, or the multiples of a scale that its signs stand for.
+fn codebooks(
+    model: &Model,
+    value: ValueId,
+    form: &WeightPlan,
+    settings: &QuantSettings,
+    data: Vec<f32>,
+    grouping: Grouping,
+) -> Result<WeightGrid, String> {
+    let coded = codebook_weights::encode(model, value, form, (None, None), &settings.codebook)?;
+    let count = grouping.count();
+    if coded.groups.count() != count {
+        return Err("its codebooks do not belong to its values".to_owned());
+    }
+    // The groups in the order of the grid.
+    let mut order = vec![0; count];
+    for group in 0..count {
+        if let Some(at) = coded.groups.members(group).next() {
+            order[grouping.group_of(at)] = group;
+        }
+    }
+    let mut grid = WeightGrid {
+        data,
+        grouping,
+        scales: vec![1.0; count],
+        zeros: vec![0; count],
+        levels: Levels::Table(Vec::new()),
+        free: None,
+    };
+    match coded.levels {
+        Some(levels) => {
+            let scale = |&group: &usize| coded.entries[group].max(f32::MIN_POSITIVE);
+            grid.scales = order.iter().map(scale).collect();
+            grid.levels = Levels::Table(levels.to_vec());
+        }
+        None => {
+            let book = |&group: &usize| distinct(coded.table(group).collect());
+            grid.levels = Levels::Books(order.iter().map(book).collect());
+            grid.zeros = (0..count as i32).collect();
+        }
+    }
+    Ok(grid)
+}
+
+fn distinct(mut levels: Vec<f32>) -> Vec<f32> {
     levels.sort_by(f32::total_cmp);
     levels.dedup();
     levels
+}
+
+/// The finite values of a float format, each once.
+fn ascending(element: MiniFloat) -> Vec<f32> {
+    let levels = element.table().into_iter();
+    distinct(levels.filter(|x| x.is_finite()).collect())
 }

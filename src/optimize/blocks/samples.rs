@@ -1,0 +1,160 @@
+//! What a block learns from: the values that it reads and makes, sample by sample.
+
+use std::collections::BTreeMap;
+
+use onnx_quant_ir::{DataType, Model, Tensor, ValueId};
+use onnx_quant_numerics::optimize::block::{Data, Value};
+
+use super::Found;
+use crate::data::Batch;
+use crate::error::Error;
+use crate::optimize::Options;
+use crate::optimize::flow::Flow;
+use crate::optimize::methods::Method;
+
+/// One sample in this many is held out to judge by.
+const HELD_OUT: usize = 4;
+
+/// Values by sample.
+type Samples = BTreeMap<usize, Vec<Value>>;
+
+/// Samples of a block, to learn from and to judge by: what it reads in the quantized model and, where quantization is
+/// dropped at random, in the float model, and what the float model computes. Samples of another shape than the first are
+/// left out.
+///
+/// # Errors
+/// A part of a model that cannot be run; `Ok(Err)` where values cannot be told apart by sample.
+pub(in super::super) fn samples(
+    (float, float_flow): (&Model, &Flow<'_>),
+    (quantized, quantized_flow): (&Model, &Flow<'_>),
+    found: &Found,
+    options: &Options,
+) -> Result<Result<[Data; 2], String>, Error> {
+    let drop = options.methods.has(Method::Qdrop);
+    let bytes = options.memory / if drop { 3 } else { 2 };
+    let (sizes, size) = found.sizes.split_at(found.inputs.len());
+    let inputs = gather(quantized, quantized_flow, (&found.inputs, sizes), bytes)?;
+    let targets = gather(float, float_flow, (&[found.output], size), bytes)?;
+    let exact = match drop {
+        true => gather(float, float_flow, (&found.inputs, sizes), bytes)?,
+        false => Samples::new(),
+    };
+    let mut parts = [Data::default(), Data::default()];
+    for (at, inputs) in inputs {
+        let Some(target) = targets.get(&at).and_then(|t| t.first()) else {
+            continue;
+        };
+        let own = exact.get(&at);
+        if drop && own.is_none() {
+            continue;
+        }
+        let part = &mut parts[usize::from(at % HELD_OUT == HELD_OUT - 1)];
+        part.inputs.push(inputs);
+        part.targets.push(target.to_vec());
+        part.float.extend(own.cloned());
+    }
+    if parts[0].inputs.is_empty() {
+        return Ok(Err("its values cannot be told apart by sample".to_owned()));
+    }
+    Ok(Ok(parts))
+}
+
+/// Values by sample, as many as fit into `limit` bytes; samples whose values have other sizes are left out.
+fn gather(
+    model: &Model,
+    flow: &Flow<'_>,
+    (values, sizes): (&[ValueId], &[usize]),
+    limit: usize,
+) -> Result<Samples, Error> {
+    let split = |batch: &Batch, tensors: Vec<Tensor>| {
+        let each = tensors.iter().zip(sizes);
+        let each = each.map(|(t, &size)| by_sample(t, size, batch));
+        Ok((batch.first_sample, batch.samples, each.collect()))
+    };
+    let (mut all, mut bytes) = (Samples::new(), 0);
+    // What all samples share is kept once.
+    let mut shared: Vec<Option<Value>> = vec![None; values.len()];
+    let take = |part: (usize, usize, Option<Vec<Split>>)| {
+        let (first, count, Some(mut parts)) = part else {
+            return Ok(());
+        };
+        for (part, last) in parts.iter_mut().zip(&mut shared) {
+            if let Split::Shared(x) = part {
+                match last {
+                    Some(last) if last == x => *x = last.clone(),
+                    _ => {
+                        bytes += x.len() * 4;
+                        *last = Some(x.clone());
+                    }
+                }
+            }
+        }
+        for i in 0..count {
+            let own = parts.iter().map(|part| match part {
+                Split::Each(each) => each[i].clone(),
+                Split::Shared(x) => x.clone(),
+            });
+            bytes += parts
+                .iter()
+                .zip(sizes)
+                .map(|(p, s)| p.own(*s))
+                .sum::<usize>();
+            if bytes <= limit {
+                all.insert(first + i, own.collect());
+            }
+        }
+        Ok(())
+    };
+    flow.run(model, values, split, take)?;
+    Ok(all)
+}
+
+/// A value of a batch.
+enum Split {
+    Each(Vec<Value>),
+    Shared(Value),
+}
+
+impl Split {
+    /// Bytes that each sample takes.
+    fn own(&self, size: usize) -> usize {
+        match self {
+            Self::Each(_) => size * 4,
+            Self::Shared(_) => 0,
+        }
+    }
+}
+
+/// A value by sample; `None` where it is of another size.
+fn by_sample(tensor: &Tensor, size: usize, batch: &Batch) -> Option<Split> {
+    let fed = batch.samples + batch.padded;
+    let values = numbers(tensor)?;
+    if tensor.dims().first() == Some(&(fed as i64)) && values.len() == size * fed {
+        let each = values.chunks_exact(size.max(1)).take(batch.samples);
+        return Some(Split::Each(each.map(Into::into).collect()));
+    }
+    (values.len() == size).then(|| Split::Shared(values.into()))
+}
+
+/// The elements as numbers: truth is 1.
+pub(super) fn numbers(tensor: &Tensor) -> Option<Vec<f32>> {
+    match tensor.dtype() {
+        DataType::Bool => {
+            let bytes = tensor.bytes().ok()?;
+            Some(bytes.iter().map(|&b| f32::from(u8::from(b != 0))).collect())
+        }
+        dtype if is_whole(dtype) => {
+            let ints = tensor.to_i64().ok()?;
+            Some(ints.into_iter().map(|x| x as f32).collect())
+        }
+        _ => tensor.to_f32().ok(),
+    }
+}
+
+fn is_whole(dtype: DataType) -> bool {
+    use DataType::{Int8, Int16, Int32, Int64, Uint8, Uint16, Uint32, Uint64};
+    matches!(
+        dtype,
+        Int8 | Int16 | Int32 | Int64 | Uint8 | Uint16 | Uint32 | Uint64
+    )
+}
