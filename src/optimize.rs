@@ -22,7 +22,7 @@ mod tables;
 mod tasks;
 pub(crate) mod trial;
 
-pub use driver::{Outcome, optimize};
+pub use driver::{Known, Outcome, optimize};
 pub use methods::{Method, Methods};
 pub(crate) use prepare::Recovered;
 pub use prepare::prepare;

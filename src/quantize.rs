@@ -153,11 +153,11 @@ pub fn quantize(job: &Job, engine: &Arc<dyn Engine>, say: Say<'_>) -> Result<Qua
         plan.count(Precision::Follows),
         plan.count(Precision::Float)
     ));
+    weigh(job, &mut planned, engine)?;
     recover(job, &mut planned, engine, say)?;
     if let Some(encodings) = &encodings {
         planned.import_weights(encodings);
     }
-    weigh(job, &mut planned, engine)?;
     let sketch = Sketch::of(&planned);
     let rewritten = planned.rewrite()?;
     let mut report = report_of(job, &rewritten, samples)?;

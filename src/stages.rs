@@ -42,6 +42,7 @@ use onnx_quant_ir::save::{self, ExternalData, Written};
 use onnx_quant_ir::{Model, load};
 use onnx_quant_passes::assign_precision::wanted_statistics;
 use onnx_quant_passes::calibration::Calibration;
+use onnx_quant_passes::codebook_weights::Importance;
 use onnx_quant_passes::freeze_initializers::KeepInputs;
 use onnx_quant_passes::normals::ChannelNormals;
 use onnx_quant_passes::observation;
@@ -397,8 +398,13 @@ impl Planned {
             notes.extend(optimize::widen_tables(plan, &self.settings, options));
         }
         let plan = self.plan();
-        let normals = self.carried.run.cx.get::<ChannelNormals>().cloned();
-        let known = (data, &normals.unwrap_or_default());
+        let cx = &self.carried.run.cx;
+        let (normals, importance) = (ChannelNormals::default(), Importance::default());
+        let known = optimize::Known {
+            data,
+            normals: cx.get().unwrap_or(&normals),
+            importance: cx.get().unwrap_or(&importance),
+        };
         let outcome =
             optimize::optimize(&self.model, &plan, &self.settings, known, engine, options)?;
         let Carried { run, notes, .. } = &mut self.carried;

@@ -9,6 +9,7 @@ use onnx_quant_ir::{Model, NodeId, Tensor, ValueId};
 use onnx_quant_numerics::affine::QParams;
 use onnx_quant_numerics::format::Scheme;
 use onnx_quant_numerics::optimize::grid::{Grid, Levels};
+use onnx_quant_passes::codebook_weights::Importance;
 use onnx_quant_passes::normals::ChannelNormals;
 use onnx_quant_passes::overrides::{BiasCorrections, WeightOverride, WeightOverrides};
 use onnx_quant_passes::plan::PrecisionPlan;
@@ -75,6 +76,17 @@ impl Outcome {
     }
 }
 
+/// What is known beside the model.
+#[derive(Clone, Copy)]
+pub struct Known<'a> {
+    /// Calibration data.
+    pub data: Option<&'a DataSet>,
+    /// What BatchNormalization says of channels.
+    pub normals: &'a ChannelNormals,
+    /// How much the values of weights count in codebooks.
+    pub importance: &'a Importance,
+}
+
 /// Chooses weights and biases of a planned model on calibration data; without any, scales by the weights alone and
 /// biases by what BatchNormalization says of the channels.
 ///
@@ -84,7 +96,7 @@ pub fn optimize(
     model: &Model,
     plan: &PrecisionPlan,
     settings: &QuantSettings,
-    (data, normals): (Option<&DataSet>, &ChannelNormals),
+    known: Known<'_>,
     engine: &Arc<dyn Engine>,
     options: &Options,
 ) -> Result<Outcome, Error> {
@@ -100,9 +112,14 @@ pub fn optimize(
         .iter()
         .flat_map(|t| t.units.iter().map(|(u, _)| u.node))
         .collect();
+    let Known {
+        data,
+        normals,
+        importance,
+    } = known;
     let Some(data) = data else {
         for task in &tasks {
-            match choose(&quantized, task, settings, None, options) {
+            match choose(&quantized, task, (settings, importance), None, options) {
                 Ok((mut chosen, entries)) => {
                     outcome.layers.0 += 1;
                     if options.methods.has(Method::BiasCorrection) {
@@ -124,12 +141,12 @@ pub fn optimize(
         }
         return Ok(outcome);
     };
-    round_others(&mut quantized, &plan, &tasks, settings);
+    round_others(&mut quantized, &plan, &tasks, (settings, importance));
     let mut walk = Walk {
         model,
         quantized,
         tasks: &tasks,
-        settings,
+        settings: (settings, importance),
         options,
         data,
         flows: [0; 2].map(|_| Flow::new(engine, data, options.memory / 2)),
@@ -157,7 +174,7 @@ fn round_others(
     quantized: &mut Model,
     plan: &PrecisionPlan,
     tasks: &[Task],
-    settings: &QuantSettings,
+    (settings, importance): (&QuantSettings, &Importance),
 ) {
     let by_key: BTreeMap<String, ValueId> = quantized
         .all_values()
@@ -171,7 +188,8 @@ fn round_others(
         if tasks.iter().any(|t| t.value == value) {
             continue;
         }
-        if let Ok(grid) = quantize_weights::grid(quantized, value, form, settings) {
+        let weighing = importance.0.get(&form.key).map(Vec::as_slice);
+        if let Ok(grid) = quantize_weights::grid(quantized, value, form, settings, weighing) {
             set_weight(quantized, value, &grid.rounded());
         }
     }
@@ -185,7 +203,7 @@ struct Walk<'a> {
     model: &'a Model,
     quantized: Model,
     tasks: &'a [Task],
-    settings: &'a QuantSettings,
+    settings: (&'a QuantSettings, &'a Importance),
     options: &'a Options,
     data: &'a DataSet,
     /// Of the float model, and of the quantized one.
@@ -366,11 +384,12 @@ fn set_weight(quantized: &mut Model, value: ValueId, values: &[f32]) {
 fn choose(
     quantized: &Model,
     task: &Task,
-    settings: &QuantSettings,
+    (settings, importance): (&QuantSettings, &Importance),
     samples: Option<&Samples>,
     options: &Options,
 ) -> Result<(Chosen, Vec<usize>), String> {
-    let own = quantize_weights::grid(quantized, task.value, &task.form, settings)?;
+    let weighing = importance.0.get(&task.form.key).map(Vec::as_slice);
+    let own = quantize_weights::grid(quantized, task.value, &task.form, settings, weighing)?;
     let weights = task.matrix.gather(&own.data);
     let (grid, entries) = grid(&task.matrix, &own)?;
     let (unit, _) = &task.units[0];

@@ -93,9 +93,16 @@ fn methods_serve_every_format_with_scales() {
 #[test]
 fn codebooks_signs_and_block_formats_are_chosen_by_what_layers_compute() {
     let dir = with_data();
-    for format in ["ternary", "kmeans2", "kmeans3:channel", "mxfp4", "nvfp4"] {
+    for format in [
+        "ternary",
+        "kmeans2",
+        "kmeans3:tensor",
+        "kmeans2:block8",
+        "mxfp4",
+        "nvfp4",
+    ] {
         let plain = sqnr(&weights_only(&dir, format, ""));
-        for how in ["gptq", "adaround"] {
+        for how in ["gptq,bias-correction", "adaround,bias-correction"] {
             let report = weights_only(&dir, format, &format!("--optimize {how}"));
             let found = sqnr(&report);
             assert!(
@@ -118,10 +125,12 @@ fn signs_in_integers_are_the_same_signs() {
 #[test]
 fn layers_of_which_the_same_is_said_share_a_line() {
     let dir = with_data();
-    let run = dir.line("quantize net.onnx -o q.onnx --weights int4 --optimize bias-correction");
-    let run = run.ends(0);
-    let lines = run.stderr.matches("no bias correction for").count();
-    assert_eq!(lines, 1, "{}", run.stderr);
+    let line = "quantize net.onnx -o q.onnx --weights int4 --optimize bias-correction --json";
+    let report = dir.line(line).ends(0).json();
+    let notes = report["notes"].to_string();
+    let lines = notes.matches("no bias correction for").count();
+    assert_eq!(lines, 1, "{notes}");
+    assert!(notes.contains("`conv_1`, `conv_2`, `dense`"), "{notes}");
 }
 
 #[test]

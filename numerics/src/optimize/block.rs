@@ -16,6 +16,7 @@ mod spread;
 mod steps;
 mod taps;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use rayon::prelude::*;
@@ -155,8 +156,20 @@ pub struct Block {
     pub values: usize,
 }
 
+/// What holds a value of one sample: memory, or a file that it is read from.
+pub trait Source: Send + Sync + std::fmt::Debug {
+    /// The elements.
+    fn get(&self) -> Cow<'_, [f32]>;
+}
+
+impl Source for Vec<f32> {
+    fn get(&self) -> Cow<'_, [f32]> {
+        Cow::Borrowed(self)
+    }
+}
+
 /// A value of one sample; several may share it.
-pub type Value = Arc<[f32]>;
+pub type Value = Arc<dyn Source>;
 
 /// Samples of a block.
 #[derive(Debug, Clone, Default)]
@@ -166,7 +179,7 @@ pub struct Data {
     /// The same of the float model; empty where they are not known.
     pub float: Vec<Vec<Value>>,
     /// For each sample what the float model computes.
-    pub targets: Vec<Vec<f32>>,
+    pub targets: Vec<Value>,
 }
 
 /// How a block learns.
@@ -272,9 +285,8 @@ impl Block {
             .into_par_iter()
             .map(|s| {
                 let values = ready.forward(state, &data.inputs[s], None);
-                let runs = values[self.output]
-                    .chunks(run)
-                    .zip(data.targets[s].chunks(run));
+                let target = data.targets[s].get();
+                let runs = values[self.output].chunks(run).zip(target.chunks(run));
                 let error = |(y, t): (&[f32], &[f32])| -> f64 {
                     let sum: f64 = y.iter().zip(t).map(|(y, t)| f64::from(y - t)).sum();
                     (sum / run as f64).powi(2)

@@ -11,7 +11,7 @@ use onnx_quant_numerics::scaling::{ScaleKind, choose_scales};
 
 use super::encode::{View, integer_params, quantizer, vector_params};
 use super::readers;
-use crate::codebook_weights;
+use crate::codebook_weights::{self, Coded};
 use crate::plan::WeightPlan;
 use crate::settings::QuantSettings;
 
@@ -49,7 +49,8 @@ impl WeightGrid {
     }
 }
 
-/// The values that a weight may take in the form that the plan gives it, with the scales that it gets by itself.
+/// The values that a weight may take in the form that the plan gives it, with the scales or codebooks that it gets by itself;
+/// `importance` says how much its values count in a codebook.
 ///
 /// # Errors
 /// Why it has none.
@@ -58,6 +59,7 @@ pub fn grid(
     value: ValueId,
     form: &WeightPlan,
     settings: &QuantSettings,
+    importance: Option<&[f32]>,
 ) -> Result<WeightGrid, String> {
     let tensor = model.constant(value).ok_or("is not a constant")?;
     let data = tensor.to_f32().map_err(|e| e.to_string())?;
@@ -115,7 +117,14 @@ pub fn grid(
             Ok(of_scales(scales, element))
         }
         (Family::Codebook | Family::Sign, _) => {
-            codebooks(model, value, form, settings, data.clone(), grouping)
+            let known = codebook_weights::encode(
+                model,
+                value,
+                form,
+                (importance, None),
+                &settings.codebook,
+            );
+            codebooks(known?, data.clone(), grouping)
         }
         _ => Err(format!(
             "{base} has no grid of values that rounding could choose from"
@@ -124,15 +133,7 @@ pub fn grid(
 }
 
 /// The codebooks of a weight, or the multiples of a scale that its signs stand for.
-fn codebooks(
-    model: &Model,
-    value: ValueId,
-    form: &WeightPlan,
-    settings: &QuantSettings,
-    data: Vec<f32>,
-    grouping: Grouping,
-) -> Result<WeightGrid, String> {
-    let coded = codebook_weights::encode(model, value, form, (None, None), &settings.codebook)?;
+fn codebooks(coded: Coded, data: Vec<f32>, grouping: Grouping) -> Result<WeightGrid, String> {
     let count = grouping.count();
     if coded.groups.count() != count {
         return Err("its codebooks do not belong to its values".to_owned());

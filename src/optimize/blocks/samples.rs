@@ -1,9 +1,12 @@
 //! What a block learns from: the values that it reads and makes, sample by sample.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use onnx_quant_ir::spill::spill;
 use onnx_quant_ir::{DataType, Model, Tensor, ValueId};
-use onnx_quant_numerics::optimize::block::{Data, Value};
+use onnx_quant_numerics::optimize::block::{Data, Source, Value};
 
 use super::Found;
 use crate::data::Batch;
@@ -50,7 +53,7 @@ pub(in super::super) fn samples(
         }
         let part = &mut parts[usize::from(at % HELD_OUT == HELD_OUT - 1)];
         part.inputs.push(inputs);
-        part.targets.push(target.to_vec());
+        part.targets.push(target.clone());
         part.float.extend(own.cloned());
     }
     if parts[0].inputs.is_empty() {
@@ -59,7 +62,8 @@ pub(in super::super) fn samples(
     Ok(Ok(parts))
 }
 
-/// Values by sample, as many as fit into `limit` bytes; samples whose values have other sizes are left out.
+/// Values by sample; samples whose values have other sizes are left out. What is more than `limit` bytes goes into temporary
+/// files.
 fn gather(
     model: &Model,
     flow: &Flow<'_>,
@@ -79,29 +83,25 @@ fn gather(
             return Ok(());
         };
         for (part, last) in parts.iter_mut().zip(&mut shared) {
-            if let Split::Shared(x) = part {
-                match last {
-                    Some(last) if last == x => *x = last.clone(),
-                    _ => {
-                        bytes += x.len() * 4;
-                        *last = Some(x.clone());
+            match part {
+                Split::Shared(x) => match last {
+                    Some(last) if last.get() == x.get() => *x = last.clone(),
+                    _ => *last = Some(x.clone()),
+                },
+                Split::Each(tensor) => {
+                    bytes += tensor.byte_len().unwrap_or(0);
+                    if bytes > limit
+                        && let Ok(away) = spill(tensor)
+                    {
+                        *tensor = away;
                     }
                 }
             }
         }
         for i in 0..count {
-            let own = parts.iter().map(|part| match part {
-                Split::Each(each) => each[i].clone(),
-                Split::Shared(x) => x.clone(),
-            });
-            bytes += parts
-                .iter()
-                .zip(sizes)
-                .map(|(p, s)| p.own(*s))
-                .sum::<usize>();
-            if bytes <= limit {
-                all.insert(first + i, own.collect());
-            }
+            let each = parts.iter().zip(sizes);
+            let own = each.map(|(part, &size)| part.of(i, size));
+            all.insert(first + i, own.collect());
         }
         Ok(())
     };
@@ -111,17 +111,39 @@ fn gather(
 
 /// A value of a batch.
 enum Split {
-    Each(Vec<Value>),
+    /// Floats, sample after sample.
+    Each(Tensor),
     Shared(Value),
 }
 
 impl Split {
-    /// Bytes that each sample takes.
-    fn own(&self, size: usize) -> usize {
+    /// The value of a sample.
+    fn of(&self, sample: usize, size: usize) -> Value {
         match self {
-            Self::Each(_) => size * 4,
-            Self::Shared(_) => 0,
+            Self::Each(tensor) => Arc::new(Slice {
+                tensor: tensor.clone(),
+                from: sample * size,
+                size,
+            }),
+            Self::Shared(x) => x.clone(),
         }
+    }
+}
+
+/// Some elements of a tensor of floats, which may stand in a mapped file.
+#[derive(Debug)]
+struct Slice {
+    tensor: Tensor,
+    from: usize,
+    size: usize,
+}
+
+impl Source for Slice {
+    fn get(&self) -> Cow<'_, [f32]> {
+        let bytes = self.tensor.bytes().unwrap_or_default();
+        let own = bytes.chunks_exact(4).skip(self.from).take(self.size);
+        let read = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+        Cow::Owned(own.map(read).collect())
     }
 }
 
@@ -130,10 +152,10 @@ fn by_sample(tensor: &Tensor, size: usize, batch: &Batch) -> Option<Split> {
     let fed = batch.samples + batch.padded;
     let values = numbers(tensor)?;
     if tensor.dims().first() == Some(&(fed as i64)) && values.len() == size * fed {
-        let each = values.chunks_exact(size.max(1)).take(batch.samples);
-        return Some(Split::Each(each.map(Into::into).collect()));
+        let dims = [fed as i64, size as i64];
+        return Some(Split::Each(Tensor::from_f32(&dims, &values)));
     }
-    (values.len() == size).then(|| Split::Shared(values.into()))
+    (values.len() == size).then(|| Split::Shared(Arc::new(values)))
 }
 
 /// The elements as numbers: truth is 1.

@@ -1,6 +1,7 @@
 //! A block forward and backward, one sample at a time.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
@@ -57,7 +58,7 @@ impl<'b> Ready<'b> {
         let b = self.block;
         let mut values: Values<'a> = vec![Cow::Borrowed(&[][..]); b.values];
         for (&at, x) in b.inputs.iter().zip(inputs) {
-            values[at] = Cow::Borrowed(x);
+            values[at] = x.get();
         }
         for (at, x) in &b.constants {
             values[*at] = Cow::Borrowed(x);
@@ -315,7 +316,7 @@ impl<'b> Ready<'b> {
                     let inputs = mixed.as_deref().unwrap_or(&data.inputs[s]);
                     let values = self.forward(state, inputs, random.as_mut());
                     let mut last = values[self.block.output].to_vec();
-                    for (y, t) in last.iter_mut().zip(&*data.targets[s]) {
+                    for (y, t) in last.iter_mut().zip(&*data.targets[s].get()) {
                         let e = *y - t;
                         sums.error += f64::from(e) * f64::from(e);
                         *y = 2.0 * e * unit;
@@ -350,13 +351,14 @@ fn add(gradient: &mut Vec<f32>, more: Vec<f32>) {
 /// The inputs of a sample, every element that of the quantized model or that of the float model.
 fn mixed_inputs(data: &Data, sample: usize, random: &mut Random) -> Option<Vec<Value>> {
     let pairs = data.inputs[sample].iter().zip(data.float.get(sample)?);
-    let mixed = pairs.map(|(x, float)| {
-        if x == float {
+    let mixed = pairs.map(|(x, float)| -> Value {
+        let (own, float) = (x.get(), float.get());
+        if own == float {
             return x.clone();
         }
-        let mut x = x.to_vec();
-        mix(&mut x, float, random);
-        x.into()
+        let mut own = own.into_owned();
+        mix(&mut own, &float, random);
+        Arc::new(own)
     });
     Some(mixed.collect())
 }

@@ -130,10 +130,11 @@ fn data(block: &Block, samples: usize, random: &mut Random) -> Data {
     };
     let mut data = Data::default();
     for _ in 0..samples {
-        let x: Vec<Value> = vec![random_vec(3 * 20, random).into()];
+        let x: Vec<Value> = vec![Arc::new(random_vec(3 * 20, random))];
         let exact = free.ready();
+        let mut values = exact.forward(&state, &x, None);
         data.targets
-            .push(exact.forward(&state, &x, None).pop().unwrap().into_owned());
+            .push(Arc::new(values.pop().unwrap().into_owned()));
         data.inputs.push(x);
     }
     data
