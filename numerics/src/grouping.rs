@@ -78,7 +78,8 @@ impl Grouping {
 
     /// The length of blocks that lie one after the other, all of one length.
     pub(crate) fn neighbours(&self) -> Option<usize> {
-        let whole = |block: &usize| self.layout.inner == 1 && self.layout.channels % block == 0;
+        let whole =
+            |block: &usize| self.layout.inner == 1 && self.layout.channels.is_multiple_of(*block);
         self.block.filter(whole)
     }
 
