@@ -13,7 +13,6 @@ mod driver;
 mod flow;
 mod layer;
 mod methods;
-mod notes;
 mod prepare;
 mod smooth;
 mod store;
@@ -22,9 +21,8 @@ mod tables;
 mod tasks;
 pub(crate) mod trial;
 
-pub use driver::{Known, Outcome, optimize};
+pub use driver::{Outcome, optimize};
 pub use methods::{Method, Methods};
-pub(crate) use prepare::Recovered;
 pub use prepare::prepare;
 pub(crate) use tables::widen_tables;
 

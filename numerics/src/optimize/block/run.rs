@@ -1,20 +1,17 @@
 //! A block forward and backward, one sample at a time.
 
-use std::borrow::Cow;
-use std::sync::Arc;
-
 use rayon::prelude::*;
 
 use super::taps::Taps;
-use super::{Block, Data, State, Step, Value};
+use super::{Block, Data, State, Step};
 use crate::optimize::matrix::{add_ab, add_abt, add_atb};
 use crate::optimize::random::Random;
 
-/// Tasks that share the samples of a step.
-const TASKS: usize = 4;
+/// Samples that one task works on.
+const CHUNK: usize = 4;
 
-/// What a pass over one sample leaves. What comes from outside is borrowed.
-type Values<'a> = Vec<Cow<'a, [f32]>>;
+/// What a pass over one sample leaves: values, or gradients of values.
+type Values = Vec<Vec<f32>>;
 
 /// Gradients of the weights and biases by layer, of the logarithms of the scales, and the error.
 pub(super) struct Sums {
@@ -40,28 +37,20 @@ impl Sums {
 pub(super) struct Ready<'a> {
     pub(super) block: &'a Block,
     pub(super) taps: Vec<Option<Taps>>,
-    /// Which values need gradients.
-    pub(super) live: Vec<bool>,
 }
 
-impl<'b> Ready<'b> {
+impl Ready<'_> {
     /// All values of a sample. With `drop` every element of an activation is quantized or not, at even odds.
-    pub(super) fn forward<'a>(
+    pub(super) fn forward(
         &self,
         state: &State,
-        inputs: &'a [Value],
+        inputs: &[Vec<f32>],
         mut drop: Option<&mut Random>,
-    ) -> Values<'a>
-    where
-        'b: 'a,
-    {
+    ) -> Values {
         let b = self.block;
-        let mut values: Values<'a> = vec![Cow::Borrowed(&[][..]); b.values];
+        let mut values: Values = vec![Vec::new(); b.values];
         for (&at, x) in b.inputs.iter().zip(inputs) {
-            values[at] = x.get();
-        }
-        for (at, x) in &b.constants {
-            values[*at] = Cow::Borrowed(x);
+            values[at].clone_from(x);
         }
         for step in &b.steps {
             let (output, result) = match step {
@@ -70,9 +59,9 @@ impl<'b> Ready<'b> {
                     input,
                     output,
                 } => (output, self.linear(layer, state, &values[input])),
-                Step::Apply { op, inputs, output } => {
-                    let x: Vec<&[f32]> = inputs.iter().map(|&i| &*values[i]).collect();
-                    (*output, op.forward(&x))
+                &Step::Add { a, b, output } => {
+                    let sum = values[a].iter().zip(&values[b]).map(|(x, y)| x + y);
+                    (output, sum.collect())
                 }
                 Step::Activate {
                     input,
@@ -80,7 +69,7 @@ impl<'b> Ready<'b> {
                     activations,
                     run,
                 } => {
-                    let mut y = values[*input].to_vec();
+                    let mut y = values[*input].clone();
                     let each = activations.iter().cycle();
                     for (run, f) in y.chunks_mut(*run).zip(each) {
                         run.iter_mut().for_each(|y| *y = f.apply(*y).0);
@@ -102,7 +91,7 @@ impl<'b> Ready<'b> {
                     (output, y)
                 }
             };
-            values[output] = Cow::Owned(result);
+            values[output] = result;
         }
         values
     }
@@ -125,11 +114,6 @@ impl<'b> Ready<'b> {
         let (per_rows, size) = (rows / l.groups, x.len() / l.groups);
         for g in 0..l.groups {
             let x = &x[g * size..(g + 1) * size];
-            if per_rows == 1 && cols == taps.count {
-                let y = &mut y[g * p..(g + 1) * p];
-                taps.add_row(y, &weights[g * cols..(g + 1) * cols], x);
-                continue;
-            }
             let own = if taps.plain {
                 None
             } else {
@@ -138,21 +122,23 @@ impl<'b> Ready<'b> {
             let columns = own.as_deref().unwrap_or(x);
             let w = &weights[g * per_rows * cols..(g + 1) * per_rows * cols];
             let y = &mut y[g * per_rows * p..(g + 1) * per_rows * p];
-            add_ab(y, w, columns, cols, 1.0);
+            if per_rows == 1 {
+                for (w, column) in w.iter().zip(columns.chunks_exact(p)) {
+                    y.iter_mut().zip(column).for_each(|(y, x)| *y += w * x);
+                }
+            } else {
+                add_ab(y, w, columns, cols, 1.0);
+            }
         }
         y
     }
 
     /// The gradients behind `values` for the gradient `last` of the result.
-    fn backward(&self, state: &State, values: &Values<'_>, last: Vec<f32>, sums: &mut Sums) {
+    fn backward(&self, state: &State, values: &Values, last: Vec<f32>, sums: &mut Sums) {
         let b = self.block;
-        // Empty where nothing has reached a value yet.
-        let mut grads: Vec<Vec<f32>> = vec![Vec::new(); b.values];
+        let mut grads: Values = values.iter().map(|v| vec![0.0; v.len()]).collect();
         grads[b.output] = last;
         for step in b.steps.iter().rev() {
-            if grads[step.output()].is_empty() {
-                continue;
-            }
             match step {
                 &Step::Linear {
                     layer,
@@ -160,25 +146,21 @@ impl<'b> Ready<'b> {
                     output,
                 } => {
                     let dy = std::mem::take(&mut grads[output]);
-                    let x = &values[input];
-                    let dx = self.live[input].then(|| begun(&mut grads[input], x.len()));
+                    let wanted = !b.inputs.contains(&input);
+                    let dx = wanted.then_some(&mut grads[input]);
                     self.add_sums(layer, &dy, &mut sums.biases[layer]);
                     self.linear_back(
                         layer,
                         &state.weights[layer],
-                        x,
+                        &values[input],
                         &dy,
                         (dx, &mut sums.weights[layer]),
                     );
                 }
-                Step::Apply { op, inputs, output } => {
-                    let dy = std::mem::take(&mut grads[*output]);
-                    let x: Vec<&[f32]> = inputs.iter().map(|&i| &*values[i]).collect();
-                    for (at, &input) in inputs.iter().enumerate() {
-                        if self.live[input] {
-                            let dx = op.gradient(&x, &values[*output], &dy, at);
-                            add(&mut grads[input], dx);
-                        }
+                &Step::Add { a, b, output } => {
+                    let dy = std::mem::take(&mut grads[output]);
+                    for at in [a, b] {
+                        grads[at].iter_mut().zip(&dy).for_each(|(g, d)| *g += d);
                     }
                 }
                 Step::Activate {
@@ -188,13 +170,9 @@ impl<'b> Ready<'b> {
                     run,
                 } => {
                     let dy = std::mem::take(&mut grads[*output]);
-                    if !self.live[*input] {
-                        continue;
-                    }
                     let runs = values[*input].chunks(*run).zip(dy.chunks(*run));
                     let runs = runs.zip(activations.iter().cycle());
-                    let grad = begun(&mut grads[*input], dy.len());
-                    for (g, ((x, d), f)) in grad.chunks_mut(*run).zip(runs) {
+                    for (g, ((x, d), f)) in grads[*input].chunks_mut(*run).zip(runs) {
                         for (g, (&x, d)) in g.iter_mut().zip(x.iter().zip(d)) {
                             *g += d * f.apply(x).1;
                         }
@@ -207,10 +185,9 @@ impl<'b> Ready<'b> {
                 } => {
                     let dy = std::mem::take(&mut grads[output]);
                     let (q, s) = (&b.quantizers[quantizer], state.scales[quantizer]);
-                    let pairs = values[input].iter().zip(&*values[output]).zip(&dy);
+                    let pairs = values[input].iter().zip(&values[output]).zip(&dy);
                     let mut sum = 0.0f32;
-                    let grad = begun(&mut grads[input], dy.len());
-                    for (g, ((&x, &y), &d)) in grad.iter_mut().zip(pairs) {
+                    for (g, ((&x, &y), &d)) in grads[input].iter_mut().zip(pairs) {
                         let u = x / s;
                         let r = u.round_ties_even();
                         if y == x {
@@ -267,13 +244,6 @@ impl<'b> Ready<'b> {
         let p = taps.positions;
         let (per_rows, size) = (rows / l.groups, x.len() / l.groups);
         for g in 0..l.groups {
-            if per_rows == 1 && cols == taps.count {
-                let (span, own) = (g * cols..(g + 1) * cols, g * size..(g + 1) * size);
-                let known = (&weights[span.clone()], &x[own.clone()]);
-                let dx = dx.as_deref_mut().map(|dx| &mut dx[own]);
-                taps.row_back(&dy[g * p..(g + 1) * p], known, &mut dw[span], dx);
-                continue;
-            }
             let own = (!taps.plain).then(|| taps.columns(&x[g * size..(g + 1) * size]));
             let columns = own.as_deref().unwrap_or(&x[g * size..(g + 1) * size]);
             let span = g * per_rows * cols..(g + 1) * per_rows * cols;
@@ -307,7 +277,7 @@ impl<'b> Ready<'b> {
             error: 0.0,
         };
         let parts: Vec<Sums> = batch
-            .par_chunks(batch.len().div_ceil(TASKS).max(1))
+            .par_chunks(CHUNK)
             .map(|samples| {
                 let mut sums = zero();
                 for &s in samples {
@@ -315,8 +285,8 @@ impl<'b> Ready<'b> {
                     let mixed = random.as_mut().and_then(|r| mixed_inputs(data, s, r));
                     let inputs = mixed.as_deref().unwrap_or(&data.inputs[s]);
                     let values = self.forward(state, inputs, random.as_mut());
-                    let mut last = values[self.block.output].to_vec();
-                    for (y, t) in last.iter_mut().zip(&*data.targets[s].get()) {
+                    let mut last = values[self.block.output].clone();
+                    for (y, t) in last.iter_mut().zip(&data.targets[s]) {
                         let e = *y - t;
                         sums.error += f64::from(e) * f64::from(e);
                         *y = 2.0 * e * unit;
@@ -332,35 +302,13 @@ impl<'b> Ready<'b> {
     }
 }
 
-/// A gradient that may be added to.
-fn begun(gradient: &mut Vec<f32>, size: usize) -> &mut Vec<f32> {
-    if gradient.is_empty() {
-        gradient.resize(size, 0.0);
-    }
-    gradient
-}
-
-fn add(gradient: &mut Vec<f32>, more: Vec<f32>) {
-    if gradient.is_empty() {
-        *gradient = more;
-    } else {
-        gradient.iter_mut().zip(more).for_each(|(g, m)| *g += m);
-    }
-}
-
 /// The inputs of a sample, every element that of the quantized model or that of the float model.
-fn mixed_inputs(data: &Data, sample: usize, random: &mut Random) -> Option<Vec<Value>> {
-    let pairs = data.inputs[sample].iter().zip(data.float.get(sample)?);
-    let mixed = pairs.map(|(x, float)| -> Value {
-        let (own, float) = (x.get(), float.get());
-        if own == float {
-            return x.clone();
-        }
-        let mut own = own.into_owned();
-        mix(&mut own, &float, random);
-        Arc::new(own)
-    });
-    Some(mixed.collect())
+fn mixed_inputs(data: &Data, sample: usize, random: &mut Random) -> Option<Vec<Vec<f32>>> {
+    let mut inputs = data.inputs[sample].clone();
+    for (x, float) in inputs.iter_mut().zip(data.float.get(sample)?) {
+        mix(x, float, random);
+    }
+    Some(inputs)
 }
 
 /// Replaces about every second element.
