@@ -1,6 +1,6 @@
 //! The calibrator `auto`: each is tried, and judged by what the quantized model computes.
 //!
-//! The data is divided into [`FOLDS`] parts. The ranges of a trial are those of all parts but one, as every calibrator and
+//! The data is divided into four parts. The ranges of a trial are those of all parts but one, as every calibrator and
 //! as the mix of the best for each tensor chooses them, and the outputs of the quantized model are compared with those of
 //! the float model on samples of that one; the errors of all parts are added. So ranges come from nearly as many samples
 //! as those of the model that is written, and a single lucky set does not decide. The output that differs most does.
