@@ -12,6 +12,10 @@ use onnx_quant_numerics::grouping::Grouping;
 use onnx_quant_numerics::scaling::{ScaleKind, WeightCalibrator, WeightQuantizer};
 use rayon::prelude::*;
 
+/// That of the program.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() {
     divan::main();
 }

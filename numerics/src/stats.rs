@@ -152,7 +152,13 @@ impl TensorStats {
     ) {
         let clamp = |x: f32| x.max(0.0).min(upper);
         let (data, length) = samples.of(dims, whole);
-        let mut ranges = ChannelRanges::all(&clamped.channels);
+        // Each axis is looked at once for both.
+        let mut ranges = ChannelRanges::all(&self.channels);
+        for channels in &clamped.channels {
+            if self.channels_of(channels.axis()).is_none() {
+                ranges.push(ChannelRanges::new(channels.axis()));
+            }
+        }
         let mut found = extremes(&mut ranges, dims, data, length);
         let Some(all) = all_finite(&found) else {
             let clamp = |&x: &f32| if x.is_nan() { x } else { clamp(x) };
@@ -160,12 +166,16 @@ impl TensorStats {
             clamped.observe(samples, dims, &values);
             return self.observe(samples, dims, whole);
         };
-        for (theirs, found) in clamped.channels.iter_mut().zip(&mut ranges) {
-            found.clamp(upper);
-            theirs.merge(found);
-        }
-        for mine in &mut self.channels {
-            mine.observe(dims, data, length);
+        for mut found in ranges {
+            let axis = found.axis();
+            let same = |channels: &&mut ChannelRanges| channels.axis() == axis;
+            if let Some(mine) = self.channels.iter_mut().find(same) {
+                mine.merge(&found);
+            }
+            if let Some(theirs) = clamped.channels.iter_mut().find(same) {
+                found.clamp(upper);
+                theirs.merge(&found);
+            }
         }
         self.histogram
             .observe_clamped(&mut clamped.histogram, upper, data, all);

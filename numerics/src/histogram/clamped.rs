@@ -1,6 +1,6 @@
 //! A value and what a clamp makes of it, counted at once.
 
-use super::tables::{BLOCK, TABLES, Tables, sum, take};
+use super::tables::{BLOCK, TABLES, Tables, add_to, take, take_back_into, take_into, total};
 use super::{CHUNK, Histogram, LONG, SIDE, magnitude, power_of_two};
 
 impl Histogram {
@@ -64,25 +64,25 @@ impl Tables {
         let reach = (all.positive.len() << shift).min(SIDE);
         let above = &mut above[..reach];
         // Bins from the last on hold what is clamped.
-        let (below_last, beyond) = above.split_at(last.min(reach));
-        for (total, cell) in clamped.positive.iter_mut().zip(below_last) {
-            *total = total.saturating_add(sum(cell));
+        let (below_last, beyond) = above.split_at_mut(last.min(reach));
+        add_to(&mut clamped.positive, below_last);
+        let mut most = total(beyond);
+        if shift == 0 {
+            take_into(&mut all.positive, above);
+        } else {
+            for (total, cells) in all.positive.iter_mut().zip(above.chunks_mut(1 << shift)) {
+                *total = total.saturating_add(cells.iter_mut().map(take).sum());
+            }
         }
-        let mut most = beyond.iter().map(sum).fold(0, u64::saturating_add);
-        for (total, cells) in all.positive.iter_mut().zip(above.chunks_mut(1 << shift)) {
-            *total = total.saturating_add(cells.iter_mut().map(take).sum());
+        if all.positive.len() << shift > SIDE {
+            let far = &mut far[..all.positive.len()];
+            most = most.saturating_add(total(far));
+            take_into(&mut all.positive, far);
         }
-        for (total, cell) in all.positive.iter_mut().zip(far) {
-            let count = take(cell);
-            *total = total.saturating_add(count);
-            most = most.saturating_add(count);
-        }
-        let mut zeros = 0u64;
-        for (total, cell) in all.negative.iter_mut().zip(below.iter_mut().rev()) {
-            let count = take(cell);
-            *total = total.saturating_add(count);
-            zeros = zeros.saturating_add(count);
-        }
+        let beside = below.len() - all.negative.len();
+        let below = &mut below[beside..];
+        let zeros = total(below);
+        take_back_into(&mut all.negative, below);
         clamped.positive[0] = clamped.positive[0].saturating_add(zeros);
         if most > 0 {
             clamped.positive[last] = clamped.positive[last].saturating_add(most);

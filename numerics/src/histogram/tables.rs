@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 
 use super::{CHUNK, Histogram, SIDE, floor_bits};
+use crate::simd::vectorized;
 
 /// Counters of a bin that consecutive values alternate over, so that equal values do not wait for each other's store.
 /// They lie side by side: counters a page apart would be taken for the same address.
@@ -47,11 +48,11 @@ impl Tables {
 
     /// Counts up to [`CHUNK`] finite values, all in reach.
     pub(super) fn count(&mut self, chunk: &[f32], reciprocal: f32) {
-        self.count_by(chunk, |block, bins| {
-            for (bin, &x) in bins.iter_mut().zip(block) {
-                *bin = floor_bits(x.abs() * reciprocal) ^ side(x);
-            }
-        });
+        self.count_by(
+            chunk,
+            #[inline(always)]
+            |x| floor_bits(x.abs() * reciprocal) ^ side(x),
+        );
     }
 
     /// Counts up to [`CHUNK`] finite values, positive ones in bins of their own width as far as those reach; what lies
@@ -62,44 +63,42 @@ impl Tables {
         above: f32,
         reciprocal: f32,
     ) {
-        self.count_by(chunk, |block, bins| {
-            for (bin, &x) in bins.iter_mut().zip(block) {
+        self.count_by(
+            chunk,
+            #[inline(always)]
+            |x| {
                 let (own, common) = (x * above, x.abs() * reciprocal);
                 // What is negative is less than its distance from zero.
                 let near = if own > common { own } else { common };
                 let far = BEYOND && own >= SIDE as f32;
                 let kind = if far { FAR } else { 0 };
-                *bin = floor_bits(if far { common } else { near }) ^ side(x) | kind;
-            }
-        });
+                floor_bits(if far { common } else { near }) ^ side(x) | kind
+            },
+        );
     }
 
-    /// Counts values in the bins that are found for blocks of them; the last block is filled with zeros.
-    #[inline(always)]
-    fn count_by(&mut self, chunk: &[f32], mut find: impl FnMut(&[f32; BLOCK], &mut [u32; BLOCK])) {
+    /// Counts values in their bins; the last block is filled with zeros.
+    fn count_by(&mut self, chunk: &[f32], bin: impl Fn(f32) -> u32) {
         let Ok(cells) = <&mut [[u16; WAYS]; CELLS]>::try_from(self.cells.as_mut_slice()) else {
             return;
         };
-        let mut add = |bins: &[u32]| {
-            for group in bins.chunks(WAYS) {
-                for (way, &bin) in group.iter().enumerate() {
-                    // The remainder keeps the compiler from checking bounds that it has lost sight of.
-                    cells[bin as usize % CELLS][way] += 1;
+        vectorized(
+            #[inline(always)]
+            || {
+                let mut bins = [0; BLOCK];
+                let (blocks, rest) = chunk.as_chunks::<BLOCK>();
+                for block in blocks {
+                    find(block, &mut bins, &bin);
+                    add(cells, &bins);
                 }
-            }
-        };
-        let mut bins = [0; BLOCK];
-        let (blocks, rest) = chunk.as_chunks::<BLOCK>();
-        for block in blocks {
-            find(block, &mut bins);
-            add(&bins);
-        }
-        if !rest.is_empty() {
-            let mut block = [0.0; BLOCK];
-            block[..rest.len()].copy_from_slice(rest);
-            find(&block, &mut bins);
-            add(&bins[..rest.len()]);
-        }
+                if !rest.is_empty() {
+                    let mut block = [0.0; BLOCK];
+                    block[..rest.len()].copy_from_slice(rest);
+                    find(&block, &mut bins, &bin);
+                    add(cells, &bins[..rest.len()]);
+                }
+            },
+        );
         self.pending += 1;
     }
 
@@ -110,12 +109,9 @@ impl Tables {
         }
         let (positive, negative) = (&mut histogram.positive, &mut histogram.negative);
         let [above, below, _] = self.kinds();
-        for (total, cell) in positive.iter_mut().zip(above) {
-            *total = total.saturating_add(take(cell));
-        }
-        for (total, cell) in negative.iter_mut().zip(below.iter_mut().rev()) {
-            *total = total.saturating_add(take(cell));
-        }
+        take_into(positive, above);
+        let far = below.len() - negative.len();
+        take_back_into(negative, &mut below[far..]);
     }
 
     /// The positive, the negative and the far cells, which are to be taken all; the negative ones end at zero.
@@ -127,19 +123,80 @@ impl Tables {
     }
 }
 
+#[inline(always)]
+fn find(block: &[f32; BLOCK], bins: &mut [u32; BLOCK], bin: impl Fn(f32) -> u32) {
+    for (found, &x) in bins.iter_mut().zip(block) {
+        *found = bin(x);
+    }
+}
+
+#[inline(always)]
+fn add(cells: &mut [[u16; WAYS]; CELLS], bins: &[u32]) {
+    for group in bins.chunks(WAYS) {
+        for (way, &bin) in group.iter().enumerate() {
+            // The remainder keeps the compiler from checking bounds that it has lost sight of.
+            cells[bin as usize % CELLS][way] += 1;
+        }
+    }
+}
+
 /// What the counters of a cell hold together.
 #[inline(always)]
-pub(super) fn sum(cell: &[u16; WAYS]) -> u64 {
-    let [a, b, c, d] = cell.map(u64::from);
-    let pairs = a | b << 32;
-    let sums = pairs + (c | d << 32);
-    (sums & u64::from(u32::MAX)) + (sums >> 32)
+fn sum(cell: &[u16; WAYS]) -> u64 {
+    const HALVES: u64 = 0x0000_ffff_0000_ffff;
+    let cell: u64 = bytemuck::cast(*cell);
+    let pairs = (cell & HALVES) + (cell >> 16 & HALVES);
+    (pairs & u64::from(u32::MAX)) + (pairs >> 32)
 }
 
 /// Empties a cell.
 #[inline(always)]
 pub(super) fn take(cell: &mut [u16; WAYS]) -> u64 {
     sum(&std::mem::take(cell))
+}
+
+/// What some cells hold together.
+pub(super) fn total(cells: &[[u16; WAYS]]) -> u64 {
+    vectorized(
+        #[inline(always)]
+        || cells.iter().map(sum).fold(0, u64::wrapping_add),
+    )
+}
+
+/// Adds cells to totals.
+pub(super) fn add_to(totals: &mut [u64], cells: &[[u16; WAYS]]) {
+    vectorized(
+        #[inline(always)]
+        || {
+            for (total, cell) in totals.iter_mut().zip(cells) {
+                *total = total.saturating_add(sum(cell));
+            }
+        },
+    );
+}
+
+/// Adds cells to totals, and empties them.
+pub(super) fn take_into(totals: &mut [u64], cells: &mut [[u16; WAYS]]) {
+    vectorized(
+        #[inline(always)]
+        || {
+            for (total, cell) in totals.iter_mut().zip(cells) {
+                *total = total.saturating_add(take(cell));
+            }
+        },
+    );
+}
+
+/// Adds as many cells to totals, which are in the opposite order, and empties them.
+pub(super) fn take_back_into(totals: &mut [u64], cells: &mut [[u16; WAYS]]) {
+    vectorized(
+        #[inline(always)]
+        || {
+            for (total, cell) in totals.iter_mut().rev().zip(cells) {
+                *total = total.saturating_add(take(cell));
+            }
+        },
+    );
 }
 
 /// All ones for values below zero, whose bins lie on the other side.
