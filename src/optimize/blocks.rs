@@ -143,7 +143,7 @@ pub(super) fn learn(
         drop: options.methods.has(Method::Qdrop),
         seed: options.seed,
     };
-    let mut state = block.reconstruct(train, &alone, &learning);
+    let mut state = block.reconstruct(train, &learning);
     let layers = (0..found.layers.len())
         .map(|at| stored(found, members, &mut state, at))
         .collect();

@@ -259,21 +259,6 @@ impl Soft {
         }
     }
 
-    /// The same; a weight that was rounded the other way before starts half way there. A value that is no neighbour of its
-    /// weight takes the place of the neighbour on its side.
-    pub(super) fn towards(weights: &[f32], chosen: &[f32], grid: &Grid) -> Self {
-        let mut soft = Self::new(weights, grid);
-        for (i, (&w, &q)) in weights.iter().zip(chosen).enumerate() {
-            let (low, delta) = (soft.low[i], soft.delta[i]);
-            let (share, up) = ((w - low) / delta, q > low + 0.5 * delta);
-            if delta > 0.0 && up != (share > 0.5) {
-                let share = share.clamp(0.0, 1.0);
-                soft.v[i] = inverse(0.5 * (share + if up { 1.0 } else { 0.0 }));
-            }
-        }
-        soft
-    }
-
     /// The weights rounded for good.
     pub(super) fn hard(&mut self, grid: &Grid) -> Vec<f32> {
         self.refresh();

@@ -297,11 +297,10 @@ impl Block {
         each.iter().sum::<f64>() / data.inputs.len().max(1) as f64
     }
 
-    /// Learns the rounding of all layers and, where it is asked for, the steps and the biases. `chosen` are values of the
-    /// grids that the layers were given before: the rounding starts half way to them.
+    /// Learns the rounding of all layers and, where it is asked for, the steps and the biases.
     ///
     /// The result does not depend on the number of threads.
-    pub fn reconstruct(&self, data: &Data, chosen: &[Vec<f32>], learning: &Learning) -> State {
+    pub fn reconstruct(&self, data: &Data, learning: &Learning) -> State {
         let options = &learning.rounding;
         let ready = self.ready();
         let mut state = self.nearest();
@@ -316,8 +315,7 @@ impl Block {
         let mut soft: Vec<Soft> = self
             .layers
             .iter()
-            .zip(chosen)
-            .map(|(l, chosen)| Soft::towards(&l.weights, chosen, &l.grid))
+            .map(|l| Soft::new(&l.weights, &l.grid))
             .collect();
         let mut adams: Vec<Adam> = soft
             .iter()

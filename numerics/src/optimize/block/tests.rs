@@ -211,17 +211,16 @@ fn learning_a_block_gains_over_nearest() {
         .num_threads(1)
         .build()
         .unwrap();
-    let nearest = block.nearest().weights;
     let learned = |steps: bool, drop: bool| {
         let learning = Learning {
             steps,
             drop,
             ..learning
         };
-        let state = block.reconstruct(&data, &nearest, &learning);
+        let state = block.reconstruct(&data, &learning);
         // The same for any number of threads.
         assert_eq!(
-            one.install(|| block.reconstruct(&data, &nearest, &learning)),
+            one.install(|| block.reconstruct(&data, &learning)),
             state
         );
         (block.error(&state, &data), state)
