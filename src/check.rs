@@ -141,6 +141,8 @@ enum Labelled {
 pub struct Checker<'a> {
     watched: [Prepared; 2],
     quick: [Prepared; 2],
+    /// Layers are those of another float model than the outputs.
+    apart: bool,
     data: &'a DataSet,
     labels: Option<&'a Labels>,
     names: Vec<String>,
@@ -150,12 +152,12 @@ pub struct Checker<'a> {
 }
 
 impl<'a> Checker<'a> {
-    /// Pairs the outputs (by name, else by place) and the layers of two models.
+    /// Pairs the outputs (by name, else by place) of two models, and the layers of the candidate with those of `layers`.
     ///
     /// # Errors
     /// Signatures that differ, and labels that do not match the data.
     pub fn new(
-        reference: &Model,
+        (reference, layered): (&Model, &Model),
         candidate: &Model,
         engine: &Arc<dyn Engine>,
         data: &'a DataSet,
@@ -179,18 +181,19 @@ impl<'a> Checker<'a> {
             .map(|(i, n)| others.iter().position(|o| o == n).unwrap_or(i))
             .collect();
         let (layers, observed): (Vec<_>, Vec<_>) =
-            paired_layers(reference, candidate).into_iter().unzip();
-        let positions = positions(reference, &layers);
+            paired_layers(layered, candidate).into_iter().unzip();
+        let positions = positions(layered, &layers);
         let prepare = |m: &Model, observe: Vec<String>| Prepared::new(engine, m, observe);
         Ok(Self {
             watched: [
-                prepare(reference, layers.clone()),
+                prepare(layered, layers.clone()),
                 prepare(candidate, observed),
             ],
             quick: [
                 prepare(reference, Vec::new()),
                 prepare(candidate, Vec::new()),
             ],
+            apart: !std::ptr::eq(reference, layered),
             data,
             labels,
             names,
@@ -251,13 +254,16 @@ impl<'a> Checker<'a> {
 
     fn batch(&self, batch: &Batch) -> Result<(Sums, Option<Vec<Sample>>), Error> {
         let watch = batch.first_sample < LAYER_SAMPLES && !self.layers.is_empty();
-        let [reference, candidate] = if watch { &self.watched } else { &self.quick };
+        let [watched, candidate] = if watch { &self.watched } else { &self.quick };
         let mut layers = vec![Compare::default(); self.layers.len()];
         let mut kept: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
         let mut keep = |seen: Observed<'_>| {
             kept.insert(seen.index, seen.data.to_vec());
         };
-        let reference = reference.run(self.data, batch, watch.then_some(&mut keep))?;
+        let mut reference = watched.run(self.data, batch, watch.then_some(&mut keep))?;
+        if watch && self.apart {
+            reference = self.quick[0].run(self.data, batch, None)?;
+        }
         let mut compare = |seen: Observed<'_>| {
             if let Some(r) = kept.remove(&seen.index) {
                 // Values of different size are different values under one name: they are not compared.

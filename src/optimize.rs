@@ -13,6 +13,7 @@ mod driver;
 mod flow;
 mod layer;
 mod methods;
+mod notes;
 mod prepare;
 mod smooth;
 mod store;
@@ -21,8 +22,9 @@ mod tables;
 mod tasks;
 pub(crate) mod trial;
 
-pub use driver::{Outcome, optimize};
+pub use driver::{Known, Outcome, optimize};
 pub use methods::{Method, Methods};
+pub(crate) use prepare::Recovered;
 pub use prepare::prepare;
 pub(crate) use tables::widen_tables;
 

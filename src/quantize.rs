@@ -153,11 +153,11 @@ pub fn quantize(job: &Job, engine: &Arc<dyn Engine>, say: Say<'_>) -> Result<Qua
         plan.count(Precision::Follows),
         plan.count(Precision::Float)
     ));
+    weigh(job, &mut planned, engine)?;
     recover(job, &mut planned, engine, say)?;
     if let Some(encodings) = &encodings {
         planned.import_weights(encodings);
     }
-    weigh(job, &mut planned, engine)?;
     let sketch = Sketch::of(&planned);
     let rewritten = planned.rewrite()?;
     let mut report = report_of(job, &rewritten, samples)?;
@@ -438,14 +438,17 @@ impl Evaluation {
         candidate: &Model,
         engine: &Arc<dyn Engine>,
     ) -> Result<CheckReport, Error> {
-        Checker::new(
-            reference,
-            candidate,
-            engine,
-            &self.data,
-            self.labels.as_ref(),
-        )?
-        .run()
+        self.compare((reference, reference), candidate, engine)
+    }
+
+    /// The same, where the layers of the quantized model are those of another float model: with channels rescaled.
+    pub(crate) fn compare(
+        &self,
+        models: (&Model, &Model),
+        candidate: &Model,
+        engine: &Arc<dyn Engine>,
+    ) -> Result<CheckReport, Error> {
+        Checker::new(models, candidate, engine, &self.data, self.labels.as_ref())?.run()
     }
 
     /// The data and its labels.

@@ -32,6 +32,8 @@
 //! # }
 //! ```
 
+mod compare;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -40,6 +42,7 @@ use onnx_quant_ir::save::{self, ExternalData, Written};
 use onnx_quant_ir::{Model, load};
 use onnx_quant_passes::assign_precision::wanted_statistics;
 use onnx_quant_passes::calibration::Calibration;
+use onnx_quant_passes::codebook_weights::Importance;
 use onnx_quant_passes::freeze_initializers::KeepInputs;
 use onnx_quant_passes::normals::ChannelNormals;
 use onnx_quant_passes::observation;
@@ -57,6 +60,8 @@ use crate::observe;
 use crate::optimize;
 use crate::pipeline::{self, Run, Watch};
 use crate::quantize::{Evaluation, file_size};
+
+pub use compare::compare;
 
 /// What is said where there is no calibration data.
 pub(crate) const NO_DATA: &str = "no calibration data: only weights are quantized, activations stay in float; give --calib for integer kernels";
@@ -393,8 +398,13 @@ impl Planned {
             notes.extend(optimize::widen_tables(plan, &self.settings, options));
         }
         let plan = self.plan();
-        let normals = self.carried.run.cx.get::<ChannelNormals>().cloned();
-        let known = (data, &normals.unwrap_or_default());
+        let cx = &self.carried.run.cx;
+        let (normals, importance) = (ChannelNormals::default(), Importance::default());
+        let known = optimize::Known {
+            data,
+            normals: cx.get().unwrap_or(&normals),
+            importance: cx.get().unwrap_or(&importance),
+        };
         let outcome =
             optimize::optimize(&self.model, &plan, &self.settings, known, engine, options)?;
         let Carried { run, notes, .. } = &mut self.carried;
@@ -522,7 +532,13 @@ impl Rewritten {
         metric: Option<&Metric>,
     ) -> Result<Checked, Error> {
         let (float, file) = (&self.carried.float, self.carried.path.as_deref());
-        let check = compare((float, file), &self.model, engine, evaluation, metric)?;
+        let layers = self.carried.run.cx.get::<optimize::Recovered>();
+        let models = compare::Models {
+            reference: (float, file),
+            layers: layers.map_or(float, |r| &r.0),
+            candidate: &self.model,
+        };
+        let check = models.compare(engine, evaluation, metric)?;
         Ok(Checked {
             rewritten: self,
             check,
@@ -551,42 +567,6 @@ impl Checked {
     pub fn holds(&self, max_drop: f64) -> bool {
         self.check.task.drop <= max_drop
     }
-}
-
-/// Compares two models on data, by a metric of the user, or both. `reference` may name its file.
-///
-/// # Errors
-/// Neither data nor a metric that brings its own; a model that cannot be run; a metric that fails.
-pub fn compare(
-    reference: (&Model, Option<&Path>),
-    candidate: &Model,
-    engine: &Arc<dyn Engine>,
-    evaluation: Option<&Evaluation>,
-    metric: Option<&Metric>,
-) -> Result<CheckReport, Error> {
-    let task = metric
-        .map(|m| {
-            m.compare(
-                reference,
-                candidate,
-                engine,
-                evaluation.map(Evaluation::data),
-            )
-        })
-        .transpose()?;
-    let mut check = match (evaluation, &task) {
-        (Some(e), _) => e.check(reference.0, candidate, engine)?,
-        (None, Some(task)) => CheckReport::of_task(task.clone()),
-        (None, None) => {
-            return Err(Error::usage(
-                "a check needs evaluation data, or a metric that brings its own",
-            ));
-        }
-    };
-    if let Some(task) = task {
-        check.task = task;
-    }
-    Ok(check)
 }
 
 /// Bytes that the model's file would take, external data included.

@@ -1,5 +1,7 @@
 //! Speed of the inner loops, in values per second: `cargo bench -p onnx-quant-numerics`.
 
+use std::sync::Arc;
+
 use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
 use onnx_quant_numerics::affine::{QOptions, QParams, choose_qparams};
@@ -14,9 +16,13 @@ use onnx_quant_numerics::knapsack::{Choice, least_loss};
 use onnx_quant_numerics::metrics::Compare;
 use onnx_quant_numerics::minmax::min_max;
 use onnx_quant_numerics::observer::{Calibrator, range};
+use onnx_quant_numerics::optimize::adaround::{self, Activation};
+use onnx_quant_numerics::optimize::block::ops::{Binary, Op, Unary};
+use onnx_quant_numerics::optimize::block::{Block, Data, Layer, Learning, Spread, Step, Value};
 use onnx_quant_numerics::optimize::gptq::{Options, gptq};
 use onnx_quant_numerics::optimize::grid::Grid;
 use onnx_quant_numerics::optimize::matrix::Gram;
+use onnx_quant_numerics::optimize::patches::Geometry;
 use onnx_quant_numerics::quantize::{fake_quant, quantize_i8};
 use onnx_quant_numerics::stats::{Samples, TensorStats};
 
@@ -226,4 +232,120 @@ fn least_loss_of_1000_layers(bencher: Bencher) {
     let classes: Vec<Vec<Choice>> = noise.iter().map(class).collect();
     let budget = classes.iter().map(|c| c[2].cost).sum();
     bencher.bench(|| least_loss(black_box(&classes), budget));
+}
+
+/// Steps of learning that a run of [`block_gradient`] takes.
+const LEARNED: usize = 10;
+/// Samples in each.
+const BATCH: usize = 16;
+
+/// A layer of a block, rounded to 4 bits: a convolution 3×3 of images of this side, or a product with a row for each token.
+fn layer(rows: usize, cols: usize, side: Option<usize>, tokens: usize) -> Layer {
+    let width = cols * if side.is_some() { 9 } else { 1 };
+    let params = QParams::for_type(0.02, 0, Base::INT4);
+    Layer {
+        weights: values(rows * width, false)
+            .iter()
+            .map(|w| w * 0.1)
+            .collect(),
+        bias: vec![0.0; rows],
+        grid: Grid::per_tensor(rows, width, &params),
+        groups: 1,
+        geometry: side.map(|side| Geometry {
+            channels: cols,
+            groups: 1,
+            input: vec![side, side],
+            output: vec![side, side],
+            kernel: vec![3, 3],
+            strides: vec![1, 1],
+            dilations: vec![1, 1],
+            pads: vec![1, 1],
+            transposed: false,
+        }),
+        tokens,
+        free_scales: false,
+        free_bias: false,
+    }
+}
+
+/// Two layers with a function between, and the input added: of 16 samples of `size` elements.
+fn residual(layers: [Layer; 2], function: Step, size: usize) -> Block {
+    let linear = |layer, input, output| Step::Linear {
+        layer,
+        input,
+        output,
+    };
+    let sum = Step::Apply {
+        op: Op::Binary {
+            kind: Binary::Add,
+            spreads: [Spread::Same, Spread::Same],
+            size,
+        },
+        inputs: vec![3, 0],
+        output: 4,
+    };
+    Block {
+        steps: vec![linear(0, 0, 1), function, linear(1, 2, 3), sum],
+        layers: layers.into(),
+        inputs: vec![0],
+        output: 4,
+        values: 5,
+        ..Block::default()
+    }
+}
+
+/// Ten steps of a block: forward, backward, and the rounding's own; the names say channels and side of an image, or
+/// the sizes of a transformer's two layers behind each other with 128 tokens.
+#[divan::bench(args = ["conv 16 x 32", "conv 32 x 16", "conv 64 x 8", "mlp 384 x 1536"], sample_count = 3)]
+fn block_gradient(bencher: Bencher, name: &str) {
+    let conv = |channels: usize, side: usize| {
+        let relu = Step::Activate {
+            input: 1,
+            output: 2,
+            activations: vec![Activation::Clamp {
+                low: 0.0,
+                high: f32::INFINITY,
+            }],
+            run: side * side,
+        };
+        let layer = || layer(channels, channels, Some(side), 0);
+        let size = channels * side * side;
+        (residual([layer(), layer()], relu, size), size)
+    };
+    let (block, size) = match name {
+        "conv 16 x 32" => conv(16, 32),
+        "conv 32 x 16" => conv(32, 16),
+        "conv 64 x 8" => conv(64, 8),
+        _ => {
+            let gelu = Step::Apply {
+                op: Op::Unary(Unary::Gelu),
+                inputs: vec![1],
+                output: 2,
+            };
+            let layers = [layer(1536, 384, None, 128), layer(384, 1536, None, 128)];
+            (residual(layers, gelu, 128 * 384), 128 * 384)
+        }
+    };
+    let samples = |scale: f32| -> Vec<Value> {
+        let all: Vec<f32> = values(BATCH * size, false);
+        let each = all.chunks(size);
+        let each = each.map(|x| x.iter().map(|x| x * scale).collect::<Vec<f32>>());
+        each.map(|x| -> Value { Arc::new(x) }).collect()
+    };
+    let data = Data {
+        inputs: samples(1.0).into_iter().map(|x| vec![x]).collect(),
+        float: Vec::new(),
+        targets: samples(0.5),
+    };
+    let learning = Learning {
+        rounding: adaround::Options {
+            iterations: LEARNED,
+            batch: BATCH,
+            ..adaround::Options::default()
+        },
+        steps: false,
+        drop: false,
+        seed: 0,
+    };
+    bencher.bench_local(|| block.reconstruct(black_box(&data), &learning));
 }

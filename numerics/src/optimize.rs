@@ -21,6 +21,7 @@ pub mod adaround;
 pub mod bias;
 pub mod block;
 pub mod equalize;
+mod fast;
 pub mod gptq;
 pub mod grid;
 pub mod hqq;

@@ -38,6 +38,7 @@ use onnx_quant_numerics::ternary::{self, Threshold};
 use rayon::prelude::*;
 
 use crate::codebook::{Indexed, Table, Writer};
+use crate::overrides::WeightOverrides;
 use crate::plan::{BlockAxis, Precision, PrecisionPlan, WeightPlan};
 use crate::settings::QuantSettings;
 
@@ -110,6 +111,7 @@ impl Pass for CodebookWeights {
         let plan = cx.need::<PrecisionPlan>()?.clone();
         let settings = cx.need::<QuantSettings>()?.codebook;
         let importance = cx.get::<Importance>().cloned().unwrap_or_default();
+        let chosen = cx.get::<WeightOverrides>().cloned().unwrap_or_default();
         let by_key: BTreeMap<String, ValueId> = model
             .all_values()
             .into_iter()
@@ -132,7 +134,8 @@ impl Pass for CodebookWeights {
                 .par_iter()
                 .map(|(form, value)| {
                     let importance = importance.0.get(&form.key).map(Vec::as_slice);
-                    encode(model, *value, form, importance, &settings)
+                    let chosen = chosen.0.get(&form.key).map(|c| c.values.as_slice());
+                    encode(model, *value, form, (importance, chosen), &settings)
                 })
                 .collect();
             for ((form, value), coded) in forms.iter().zip(coded) {
@@ -189,7 +192,7 @@ fn readers(model: &Model, value: ValueId, form: &WeightPlan) -> Vec<(NodeId, usi
 /// A weight as indices.
 pub(crate) struct Coded {
     dims: Vec<i64>,
-    groups: Groups,
+    pub(crate) groups: Groups,
     bits: u32,
     /// The index of each value.
     pub(crate) codes: Vec<u8>,
@@ -217,6 +220,29 @@ impl Coded {
             float: self.float,
         }
     }
+
+    /// What the indices of a group mean.
+    pub(crate) fn table(&self, group: usize) -> impl Iterator<Item = f32> + '_ {
+        let own = match self.levels {
+            Some(_) => &self.entries[group..=group],
+            None => &self.entries[group << self.bits..(group + 1) << self.bits],
+        };
+        let levels = self.levels.unwrap_or(&[1.0]).iter();
+        levels.flat_map(move |level| own.iter().map(move |x| level * x))
+    }
+
+    /// Takes the indices that are nearest to some values.
+    fn choose(&mut self, values: &[f32]) {
+        let tables: Vec<Vec<f32>> = (0..self.groups.count())
+            .map(|group| self.table(group).collect())
+            .collect();
+        let nearest = |(at, &x): (usize, &f32)| {
+            let table = tables[self.groups.group_of(at)].iter().enumerate();
+            let found = table.min_by(|(_, a), (_, b)| (*a - x).abs().total_cmp(&(*b - x).abs()));
+            found.map_or(0, |(code, _)| code as u8)
+        };
+        self.codes = values.par_iter().enumerate().map(nearest).collect();
+    }
 }
 
 /// The groups that a plan asks for.
@@ -243,12 +269,12 @@ pub fn groups(dims: &[usize], form: &WeightPlan) -> Groups {
     }
 }
 
-/// The indices of a weight.
+/// The indices of a weight: those of its own values, or of others that were chosen for it from its codebooks.
 pub(crate) fn encode(
     model: &Model,
     value: ValueId,
     form: &WeightPlan,
-    importance: Option<&[f32]>,
+    (importance, chosen): (Option<&[f32]>, Option<&[f32]>),
     settings: &CodebookSettings,
 ) -> Result<Coded, String> {
     let tensor = model.constant(value).ok_or("is not a constant")?;
@@ -279,6 +305,13 @@ pub(crate) fn encode(
         Base::Binary => binary_weights(&mut coded, &data, settings.rounding),
         Base::Ternary => ternary_weights(&mut coded, &data, settings.threshold)?,
         other => return Err(format!("the format {other} has no codebook")),
+    }
+    match chosen {
+        Some(chosen) if chosen.len() != data.len() => {
+            return Err("the values that were chosen for it have another shape".to_owned());
+        }
+        Some(chosen) => coded.choose(chosen),
+        None => {}
     }
     Ok(coded)
 }

@@ -179,7 +179,8 @@ fn store(
 ) -> Result<Stored, String> {
     let tensor = model.constant(value).ok_or("is not a constant")?;
     if form.format.base.info().family == Family::Sign {
-        let coded = codebook_weights::encode(model, value, form, None, &settings.codebook)?;
+        let known = (None, chosen.map(|c| c.values.as_slice()));
+        let coded = codebook_weights::encode(model, value, form, known, &settings.codebook)?;
         return encode::signs(tensor, form, &coded, settings);
     }
     encode::encode(model, tensor, form, readers, (settings, chosen))

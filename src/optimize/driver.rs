@@ -9,6 +9,7 @@ use onnx_quant_ir::{Model, NodeId, Tensor, ValueId};
 use onnx_quant_numerics::affine::QParams;
 use onnx_quant_numerics::format::Scheme;
 use onnx_quant_numerics::optimize::grid::{Grid, Levels};
+use onnx_quant_passes::codebook_weights::Importance;
 use onnx_quant_passes::normals::ChannelNormals;
 use onnx_quant_passes::overrides::{BiasCorrections, WeightOverride, WeightOverrides};
 use onnx_quant_passes::plan::PrecisionPlan;
@@ -22,6 +23,7 @@ use super::capture::{self, Samples, Side};
 use super::flow::Flow;
 use super::layer::{self, Chosen, Layer, Ties};
 use super::methods::Method;
+use super::notes::Notes;
 use super::submodel::Cuts;
 use super::tasks::{Task, grid, label, tasks};
 use crate::data::DataSet;
@@ -47,6 +49,8 @@ pub struct Outcome {
     pub layers: (usize, usize),
     /// What the user should know.
     pub notes: Vec<String>,
+    /// The same of single layers.
+    said: Notes,
     /// Layers that no method applies to, with the reason.
     pub skips: Vec<(String, String)>,
 }
@@ -64,11 +68,23 @@ impl Outcome {
         }
         cx.insert(self.overrides.clone());
         cx.insert(self.corrections.clone());
-        let left = self.skips.iter();
-        let left =
-            left.map(|(subject, why)| format!("optimize: `{subject}` was left as it is: {why}"));
-        self.notes.iter().cloned().chain(left).collect()
+        let mut said = self.said.clone();
+        for (subject, why) in &self.skips {
+            said.say("left as it is:", subject, &format!(": {why}"));
+        }
+        self.notes.iter().cloned().chain(said.lines()).collect()
     }
+}
+
+/// What is known beside the model.
+#[derive(Clone, Copy)]
+pub struct Known<'a> {
+    /// Calibration data.
+    pub data: Option<&'a DataSet>,
+    /// What BatchNormalization says of channels.
+    pub normals: &'a ChannelNormals,
+    /// How much the values of weights count in codebooks.
+    pub importance: &'a Importance,
 }
 
 /// Chooses weights and biases of a planned model on calibration data; without any, scales by the weights alone and
@@ -80,7 +96,7 @@ pub fn optimize(
     model: &Model,
     plan: &PrecisionPlan,
     settings: &QuantSettings,
-    (data, normals): (Option<&DataSet>, &ChannelNormals),
+    known: Known<'_>,
     engine: &Arc<dyn Engine>,
     options: &Options,
 ) -> Result<Outcome, Error> {
@@ -96,9 +112,14 @@ pub fn optimize(
         .iter()
         .flat_map(|t| t.units.iter().map(|(u, _)| u.node))
         .collect();
+    let Known {
+        data,
+        normals,
+        importance,
+    } = known;
     let Some(data) = data else {
         for task in &tasks {
-            match choose(&quantized, task, settings, None, options) {
+            match choose(&quantized, task, (settings, importance), None, options) {
                 Ok((mut chosen, entries)) => {
                     outcome.layers.0 += 1;
                     if options.methods.has(Method::BiasCorrection) {
@@ -108,8 +129,8 @@ pub fn optimize(
                                 chosen.kept.push(Method::BiasCorrection);
                             }
                             Err(why) => {
-                                let why = format!("its bias was not corrected: {why}");
-                                outcome.skips.push((label(model, task), why));
+                                let (subject, why) = (label(model, task), format!(": {why}"));
+                                outcome.said.say("no bias correction for", &subject, &why);
                             }
                         }
                     }
@@ -120,12 +141,12 @@ pub fn optimize(
         }
         return Ok(outcome);
     };
-    round_others(&mut quantized, &plan, &tasks, settings);
+    round_others(&mut quantized, &plan, &tasks, (settings, importance));
     let mut walk = Walk {
         model,
         quantized,
         tasks: &tasks,
-        settings,
+        settings: (settings, importance),
         options,
         data,
         flows: [0; 2].map(|_| Flow::new(engine, data, options.memory / 2)),
@@ -153,7 +174,7 @@ fn round_others(
     quantized: &mut Model,
     plan: &PrecisionPlan,
     tasks: &[Task],
-    settings: &QuantSettings,
+    (settings, importance): (&QuantSettings, &Importance),
 ) {
     let by_key: BTreeMap<String, ValueId> = quantized
         .all_values()
@@ -167,7 +188,8 @@ fn round_others(
         if tasks.iter().any(|t| t.value == value) {
             continue;
         }
-        if let Ok(grid) = quantize_weights::grid(quantized, value, form, settings) {
+        let weighing = importance.0.get(&form.key).map(Vec::as_slice);
+        if let Ok(grid) = quantize_weights::grid(quantized, value, form, settings, weighing) {
             set_weight(quantized, value, &grid.rounded());
         }
     }
@@ -181,7 +203,7 @@ struct Walk<'a> {
     model: &'a Model,
     quantized: Model,
     tasks: &'a [Task],
-    settings: &'a QuantSettings,
+    settings: (&'a QuantSettings, &'a Importance),
     options: &'a Options,
     data: &'a DataSet,
     /// Of the float model, and of the quantized one.
@@ -252,48 +274,48 @@ impl Walk<'_> {
 
     /// Learns the block between the last cut and the next one.
     fn block(&mut self, next: usize, inside: Vec<(Member, Vec<usize>)>) -> Result<(), Error> {
-        let first = match (self.at, self.cuts.at(self.at)) {
-            (_, [one]) => *one,
-            (0, []) => match self.model.main().inputs.as_slice() {
-                [one] => *one,
-                _ => return Ok(()),
-            },
-            _ => return Ok(()),
-        };
         let [last] = self.cuts.at(next) else {
             return Ok(());
         };
-        let (first, last, pooled) = blocks::inside(self.model, (first, *last));
+        let mut roots = self.cuts.at(self.at).to_vec();
+        if let (0, [one]) = (self.at, self.model.main().inputs.as_slice()) {
+            roots = vec![*one];
+        }
+        let (mut last, mut pooled) = (*last, false);
+        if let [first] = &mut roots[..] {
+            (*first, last, pooled) = blocks::inside(self.model, (*first, last));
+        }
+        let key = self.model.value_key(last);
         let shapes = self.data.peek_shapes(1).into_iter();
         let shapes = shapes
             .map(|(name, dtype, dims)| (name, (dtype, dims)))
             .collect();
-        let facts = infer::infer(self.model, &shapes, &infer::Options::default());
+        let facts = infer::infer(&self.quantized, &shapes, &infer::Options::default());
         let (members, entries): (Vec<Member>, Vec<Vec<usize>>) = inside.into_iter().unzip();
-        let found = match blocks::find(&self.quantized, &facts, (first, last, pooled), &members) {
-            Ok(found) => found,
+        let models = (self.model, &self.quantized);
+        let learned = match blocks::find(models, &facts, &roots, (last, pooled), &members) {
+            Ok(found) => {
+                let sides = [(models.0, &self.flows[0]), (models.1, &self.flows[1])];
+                let samples = blocks::samples(sides[0], sides[1], &found, self.options)?;
+                samples.and_then(|s| blocks::learn(&found, &members, &s, self.options))
+            }
+            Err(why) => Err(why),
+        };
+        let learned = match learned {
+            Ok(learned) => learned,
             Err(why) => {
-                let key = self.model.value_key(last);
-                self.outcome.notes.push(format!(
-                    "optimize: the layers before `{key}` were not learned as a block: {why}"
-                ));
+                let said = &mut self.outcome.said;
+                let why = format!(": {why}");
+                said.say("not learned as a block: the layers before", &key, &why);
                 return Ok(());
             }
         };
-        let sides = [
-            (self.model, &self.flows[0]),
-            (&self.quantized, &self.flows[1]),
-        ];
-        let samples = blocks::samples(sides[0], sides[1], (first, last), self.options)?;
-        let Some(samples) = samples else {
-            return Ok(());
-        };
-        let learned = blocks::learn(&found, &members, &samples, self.options);
-        let key = self.model.value_key(last);
         if !learned.better {
-            self.outcome.notes.push(format!(
-                "optimize: the block up to `{key}` keeps what its layers learned one by one: learned together it was worse on held-out samples"
-            ));
+            self.outcome.said.say(
+                "what layers learned one by one stays for the block up to",
+                &key,
+                ": learned together it was worse on held-out samples",
+            );
             return Ok(());
         }
         self.outcome.blocks += 1;
@@ -362,11 +384,12 @@ fn set_weight(quantized: &mut Model, value: ValueId, values: &[f32]) {
 fn choose(
     quantized: &Model,
     task: &Task,
-    settings: &QuantSettings,
+    (settings, importance): (&QuantSettings, &Importance),
     samples: Option<&Samples>,
     options: &Options,
 ) -> Result<(Chosen, Vec<usize>), String> {
-    let own = quantize_weights::grid(quantized, task.value, &task.form, settings)?;
+    let weighing = importance.0.get(&task.form.key).map(Vec::as_slice);
+    let own = quantize_weights::grid(quantized, task.value, &task.form, settings, weighing)?;
     let weights = task.matrix.gather(&own.data);
     let (grid, entries) = grid(&task.matrix, &own)?;
     let (unit, _) = &task.units[0];
@@ -445,9 +468,11 @@ fn record(
     let node = task.units[0].0.node;
     let key = quantized.node_key(node);
     for method in &chosen.undone {
-        outcome.notes.push(format!(
-            "optimize: {method} was undone for `{key}`: it made the output worse on held-out samples"
-        ));
+        outcome.said.say(
+            &format!("{method} was undone for"),
+            &key,
+            ": it made the output worse on held-out samples",
+        );
     }
     if !chosen.changed() {
         return;

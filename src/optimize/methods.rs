@@ -23,7 +23,7 @@ pub enum Method {
     Adaround,
     /// Rounding with error feedback through the Hessian.
     Gptq,
-    /// Learned rounding of whole residual blocks.
+    /// Learned rounding of whole residual and transformer blocks.
     Blocks,
     /// Block reconstruction with steps of activations that are learned too.
     LearnedSteps,

@@ -14,6 +14,9 @@ use crate::data::DataSet;
 use crate::error::Error;
 use crate::pipeline::{Run, Watch};
 
+/// The float model with what such methods made of it; put into the [`PassContext`].
+pub(crate) struct Recovered(pub(crate) Model);
+
 /// Equalizes and smooths a normalized model, as far as it is asked for and pays: with data each method is undone if the
 /// quantized model's outputs become worse on samples that its calibration did not see. What is said goes into `cx`.
 ///
@@ -93,6 +96,7 @@ pub fn prepare(
             );
         }
         *model = changed;
+        cx.insert(Recovered(model.clone()));
         if let Some(normals) = run.cx.take::<ChannelNormals>() {
             cx.insert(normals);
         }

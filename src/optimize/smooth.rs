@@ -294,6 +294,6 @@ fn rounded(
     let dims = model.constant(value)?.dims().to_vec();
     let mut model = model.clone();
     model.set_initializer(value, Tensor::from_f32(&dims, &matrix.scatter(weights)));
-    let grid = quantize_weights::grid(&model, value, form, settings).ok()?;
+    let grid = quantize_weights::grid(&model, value, form, settings, None).ok()?;
     Some(matrix.gather(&grid.rounded()))
 }

@@ -6,6 +6,7 @@ use onnx_quant_passes::plan::PrecisionPlan;
 use onnx_quant_passes::settings::QuantSettings;
 
 use super::Options;
+use super::notes::Notes;
 
 /// Bits of a table.
 const BITS: u8 = 8;
@@ -17,9 +18,9 @@ pub(crate) fn widen_tables(
     settings: &QuantSettings,
     options: &Options,
 ) -> Vec<String> {
-    let mut notes = Vec::new();
+    let mut notes = Notes::default();
     if !options.methods.is_best() {
-        return notes;
+        return Vec::new();
     }
     for form in &mut plan.weights {
         let ruled = settings.weights.is_none_or(|w| w.base != form.format.base);
@@ -31,11 +32,12 @@ pub(crate) fn widen_tables(
             Base::Uint(bits) if bits < BITS => Base::Uint(BITS),
             _ => continue,
         };
-        notes.push(format!(
-            "optimize: the table `{}` is stored in {BITS} bits: its rows are looked up, and nothing averages their errors; a rule (--layer) for its node gives it another format",
-            form.key
-        ));
+        notes.say(
+            &format!("stored in {BITS} bits:"),
+            &form.key,
+            ": rows are looked up, and nothing averages their errors; a rule (--layer) for the node gives another format",
+        );
         form.format.base = base;
     }
-    notes
+    notes.lines().collect()
 }

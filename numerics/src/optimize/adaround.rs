@@ -12,6 +12,7 @@
 use rayon::prelude::*;
 
 use super::adam::Adam;
+use super::fast;
 use super::grid::Grid;
 use super::matrix::{add_abt, add_atb};
 
@@ -216,6 +217,12 @@ fn forward(
     y
 }
 
+/// The `V` for which `h(V)` is a share of the way up.
+fn inverse(share: f32) -> f32 {
+    let s = (share.clamp(0.001, 0.999) - GAMMA) / (ZETA - GAMMA);
+    (s / (1.0 - s)).ln()
+}
+
 /// The soft rounding of a piece of rows.
 pub(super) struct Soft {
     low: Vec<f32>,
@@ -236,13 +243,11 @@ impl Soft {
             let (l, u) = grid.cell(i / cols, i % cols).neighbours(w);
             low[i] = l;
             delta[i] = u - l;
-            let share = if u > l {
-                ((w - l) / (u - l)).clamp(0.001, 0.999)
+            v[i] = if u > l {
+                inverse((w - l) / (u - l))
             } else {
-                0.5
+                0.0
             };
-            let s = (share - GAMMA) / (ZETA - GAMMA);
-            v[i] = (s / (1.0 - s)).ln();
         }
         Self {
             low,
@@ -273,7 +278,7 @@ impl Soft {
             .zip(&mut self.weights);
         let grid = self.low.iter().zip(&self.delta);
         for ((&v, (&low, &delta)), ((h, slope), w)) in self.v.iter().zip(grid).zip(outputs) {
-            let s = 1.0 / (1.0 + (-v).exp());
+            let s = 1.0 / (1.0 + fast::exp(-v));
             let raw = s * (ZETA - GAMMA) + GAMMA;
             *h = raw.clamp(0.0, 1.0);
             let inside = raw > 0.0 && raw < 1.0;
@@ -341,13 +346,17 @@ fn learn(rows: Rows<'_>, samples: Samples<'_>, options: &Options) -> Rounded {
 
 pub(super) fn finish_gradient(gradient: &mut [f32], soft: &Soft, lambda: f32, beta: f32) {
     let known = soft.h.iter().zip(&soft.slope).zip(&soft.delta);
-    for (g, ((&h, &slope), &delta)) in gradient.iter_mut().zip(known) {
-        *g *= delta;
-        if lambda > 0.0 {
-            let d = 2.0 * h - 1.0;
-            *g -= lambda * beta * d.abs().powf(beta - 1.0) * 2.0 * d.signum();
+    if lambda == 0.0 {
+        for (g, ((_, &slope), &delta)) in gradient.iter_mut().zip(known) {
+            *g *= delta * slope;
         }
-        *g *= slope;
+        return;
+    }
+    let unit = 2.0 * lambda * beta;
+    for (g, ((&h, &slope), &delta)) in gradient.iter_mut().zip(known) {
+        let d = 2.0 * h - 1.0;
+        let pull = (unit * fast::power(d.abs(), beta - 1.0)).copysign(d);
+        *g = (*g * delta - pull) * slope;
     }
 }
 

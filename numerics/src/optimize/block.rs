@@ -1,18 +1,23 @@
 //! Block reconstruction: the rounding of several layers, and the steps of the activations between them, learned together
 //! from what the whole block computes.
 //!
-//! A block is a short program over values: linear layers (convolutions and matrix products), additions, activations and
-//! quantizers. Its gradient is written out by hand over the crate's own kernels: forward and backward together take
-//! three products a layer, as many as any framework needs, with no graph to build and nothing to allocate twice.
+//! A block is a short program over values: linear layers (convolutions and matrix products), activations, quantizers, and
+//! the operators of [`ops`] that stand between the layers of a transformer. Its gradient is written out by hand over the
+//! crate's own kernels: forward and backward together take three products a layer, as many as any framework needs.
 //!
 //! Source: Li et al., *BRECQ: Pushing the Limit of Post-Training Quantization by Block Reconstruction*, 2021; learned
 //! steps: Esser et al., *Learned Step Size Quantization*, 2020, equation 3; activations that are left unquantized at
 //! random while learning: Wei et al., *QDrop: Randomly Dropping Quantization for Extremely Low-bit Post-Training
 //! Quantization*, 2022.
 
+pub mod ops;
 mod run;
+mod spread;
 mod steps;
 mod taps;
+
+use std::borrow::Cow;
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
@@ -21,7 +26,9 @@ use super::adaround::{Activation, Options, Soft, finish_gradient, regulariser};
 use super::grid::Grid;
 use super::patches::Geometry;
 use super::random::Random;
+use ops::Op;
 use run::Ready;
+pub use spread::Spread;
 use steps::Steps;
 use taps::Taps;
 
@@ -40,13 +47,13 @@ pub enum Step {
         /// Its result.
         output: usize,
     },
-    /// The sum of two values of the same shape.
-    Add {
-        /// One.
-        a: usize,
-        /// The other.
-        b: usize,
-        /// The sum.
+    /// An operator without weights.
+    Apply {
+        /// Which.
+        op: Op,
+        /// What it reads.
+        inputs: Vec<usize>,
+        /// Its result.
         output: usize,
     },
     /// An activation.
@@ -71,6 +78,18 @@ pub enum Step {
     },
 }
 
+impl Step {
+    /// The value that it makes.
+    fn output(&self) -> usize {
+        match self {
+            Self::Linear { output, .. }
+            | Self::Apply { output, .. }
+            | Self::Activate { output, .. }
+            | Self::Quantize { output, .. } => *output,
+        }
+    }
+}
+
 /// A linear layer of a block.
 #[derive(Debug, Clone)]
 pub struct Layer {
@@ -84,18 +103,12 @@ pub struct Layer {
     pub groups: usize,
     /// Where a convolution reads; values are then `[channels, positions]`, and else `[tokens, channels]`.
     pub geometry: Option<Geometry>,
+    /// Rows that the weight is multiplied with for one sample, where it is no convolution.
+    pub tokens: usize,
     /// The scales of the grid may be learned.
     pub free_scales: bool,
     /// The bias may be learned.
     pub free_bias: bool,
-}
-
-impl Layer {
-    /// The entry of the grid that a weight belongs to.
-    fn entry(&self, at: usize) -> usize {
-        let (row, col) = (at / self.grid.cols, at % self.grid.cols);
-        row * self.grid.cols.div_ceil(self.grid.block) + col / self.grid.block
-    }
 }
 
 /// What a block computes with.
@@ -135,21 +148,38 @@ pub struct Block {
     pub quantizers: Vec<Quantizer>,
     /// Values from outside, in the order of [`Data::inputs`].
     pub inputs: Vec<usize>,
+    /// Values that are the same for all samples.
+    pub constants: Vec<(usize, Vec<f32>)>,
     /// The result.
     pub output: usize,
     /// Number of values.
     pub values: usize,
 }
 
+/// What holds a value of one sample: memory, or a file that it is read from.
+pub trait Source: Send + Sync + std::fmt::Debug {
+    /// The elements.
+    fn get(&self) -> Cow<'_, [f32]>;
+}
+
+impl Source for Vec<f32> {
+    fn get(&self) -> Cow<'_, [f32]> {
+        Cow::Borrowed(self)
+    }
+}
+
+/// A value of one sample; several may share it.
+pub type Value = Arc<dyn Source>;
+
 /// Samples of a block.
 #[derive(Debug, Clone, Default)]
 pub struct Data {
     /// For each sample the values from outside, as the quantized layers before leave them.
-    pub inputs: Vec<Vec<Vec<f32>>>,
+    pub inputs: Vec<Vec<Value>>,
     /// The same of the float model; empty where they are not known.
-    pub float: Vec<Vec<Vec<f32>>>,
+    pub float: Vec<Vec<Value>>,
     /// For each sample what the float model computes.
-    pub targets: Vec<Vec<f32>>,
+    pub targets: Vec<Value>,
 }
 
 /// How a block learns.
@@ -174,7 +204,45 @@ impl Block {
         Ready {
             block: self,
             taps: taps.collect(),
+            live: self.live(),
         }
+    }
+
+    /// The values that depend on something that is learned.
+    fn live(&self) -> Vec<bool> {
+        let mut live = vec![false; self.values];
+        for step in &self.steps {
+            match step {
+                Step::Linear { output, .. } => live[*output] = true,
+                Step::Apply { inputs, output, .. } => {
+                    live[*output] = inputs.iter().any(|&i| live[i]);
+                }
+                Step::Activate { input, output, .. } => live[*output] = live[*input],
+                Step::Quantize {
+                    input,
+                    output,
+                    quantizer,
+                } => live[*output] = live[*input] || self.quantizers[*quantizer].learned,
+            }
+        }
+        live
+    }
+
+    /// About how many multiplications a pass forward takes for one sample: products only.
+    pub fn work(&self) -> usize {
+        let each = self.steps.iter().map(|step| match step {
+            Step::Linear { layer, .. } => {
+                let l = &self.layers[*layer];
+                let rows = match &l.geometry {
+                    Some(g) => g.positions(),
+                    None => l.tokens,
+                };
+                rows * l.weights.len()
+            }
+            Step::Apply { op, .. } => op.work(),
+            _ => 0,
+        });
+        each.sum()
     }
 
     /// Each layer with the value that it makes.
@@ -217,9 +285,8 @@ impl Block {
             .into_par_iter()
             .map(|s| {
                 let values = ready.forward(state, &data.inputs[s], None);
-                let runs = values[self.output]
-                    .chunks(run)
-                    .zip(data.targets[s].chunks(run));
+                let target = data.targets[s].get();
+                let runs = values[self.output].chunks(run).zip(target.chunks(run));
                 let error = |(y, t): (&[f32], &[f32])| -> f64 {
                     let sum: f64 = y.iter().zip(t).map(|(y, t)| f64::from(y - t)).sum();
                     (sum / run as f64).powi(2)
@@ -257,7 +324,7 @@ impl Block {
         let mut steps = learning.steps.then(|| Steps::new(self, &ready, data));
         let mut batches = Batches::new(count, batch, learning.seed);
         for step in 0..options.iterations {
-            soft.iter_mut().for_each(Soft::refresh);
+            soft.par_iter_mut().for_each(Soft::refresh);
             let current: Vec<&[f32]> = soft.iter().map(|s| s.weights.as_slice()).collect();
             self.write(&mut state, &current, steps.as_ref());
             let drop = learning.drop.then_some(learning.seed ^ (step as u64) << 24);
@@ -267,14 +334,16 @@ impl Block {
                 steps.step(self, &state, &sums, left);
             }
             let (lambda, beta) = regulariser(step, options);
-            for (l, (soft, adam)) in soft.iter_mut().zip(&mut adams).enumerate() {
-                let gradient = &mut sums.weights[l];
-                for (at, g) in gradient.iter_mut().enumerate() {
-                    *g *= state.factors[l][self.layers[l].entry(at)];
-                }
-                finish_gradient(gradient, soft, lambda, beta);
-                adam.step(&mut soft.v, gradient);
-            }
+            let layers = soft.par_iter_mut().zip(&mut adams).zip(&mut sums.weights);
+            layers
+                .enumerate()
+                .for_each(|(l, ((soft, adam), gradient))| {
+                    if learning.steps {
+                        self.scale(l, gradient, &state.factors[l]);
+                    }
+                    finish_gradient(gradient, soft, lambda, beta);
+                    adam.step(&mut soft.v, gradient);
+                });
         }
         let pairs = soft.iter_mut().zip(&self.layers);
         let hard: Vec<Vec<f32>> = pairs.map(|(s, l)| s.hard(&l.grid)).collect();
@@ -298,15 +367,22 @@ impl Block {
             steps.apply(self, state);
         }
         for (l, weights) in weights.iter().enumerate() {
-            state.weights[l] = self.scaled(l, weights, &state.factors[l]);
+            state.weights[l].copy_from_slice(weights);
+            if steps.is_some() {
+                self.scale(l, &mut state.weights[l], &state.factors[l]);
+            }
         }
     }
 
-    /// Values of a layer's grid, with other scales.
-    fn scaled(&self, layer: usize, weights: &[f32], factors: &[f32]) -> Vec<f32> {
-        let l = &self.layers[layer];
-        let each = weights.iter().enumerate();
-        each.map(|(at, w)| w * factors[l.entry(at)]).collect()
+    /// Multiplies what belongs to the weights of a layer by the factors of their scales.
+    fn scale(&self, layer: usize, weights: &mut [f32], factors: &[f32]) {
+        let grid = &self.layers[layer].grid;
+        let rows = weights.chunks_exact_mut(grid.cols);
+        for (row, factors) in rows.zip(factors.chunks_exact(grid.blocks())) {
+            for (part, factor) in row.chunks_mut(grid.block).zip(factors) {
+                part.iter_mut().for_each(|w| *w *= factor);
+            }
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! The values that the weights of a matrix may take: one scale and zero point for each block of a row.
 
+use std::sync::Arc;
+
 use crate::affine::QParams;
 
 /// The codes of a grid, as multiples of the scale.
@@ -12,8 +14,10 @@ pub enum Levels {
         /// Largest code.
         qmax: i32,
     },
-    /// These numbers, ascending and without repetition: floating-point formats, ternary, codebooks.
+    /// These numbers, ascending and without repetition: floating-point formats, ternary.
     Table(Vec<f32>),
+    /// Numbers like those, of several books: codebooks. [`Grid::zeros`] says which book an entry of the grid reads.
+    Books(Arc<[Vec<f32>]>),
 }
 
 /// The values that a matrix `[rows, cols]` may take, with a scale for each block of `block` columns of each row.
@@ -25,7 +29,7 @@ pub struct Grid {
     pub block: usize,
     /// Scales `[rows, blocks]`, positive.
     pub scales: Vec<f32>,
-    /// Zero points `[rows, blocks]`; 0 for [`Levels::Table`].
+    /// Zero points `[rows, blocks]`; 0 for [`Levels::Table`], the number of the book for [`Levels::Books`].
     pub zeros: Vec<i32>,
     /// The codes.
     pub levels: Levels,
@@ -173,6 +177,7 @@ impl Grid {
                 high: (qmax - self.zeros[at]) as f32,
             },
             Levels::Table(levels) => CellKind::Table(levels),
+            Levels::Books(books) => CellKind::Table(&books[self.zeros[at] as usize]),
         };
         Cell {
             scale: self.scales[at],
@@ -270,6 +275,21 @@ mod tests {
             prop_assert_eq!(a.steps(a.nearest(x)), b.steps(a.nearest(x)));
             prop_assert_eq!(a.ends(), b.ends());
         }
+    }
+
+    #[test]
+    fn rows_may_have_books_of_their_own() {
+        let grid = Grid {
+            cols: 2,
+            block: 2,
+            scales: vec![1.0; 3],
+            zeros: vec![0, 1, 0],
+            levels: Levels::Books(vec![vec![-1.0, 0.5], vec![0.0, 3.0]].into()),
+        };
+        let x = [0.2, -0.9, 2.0, 1.0, 9.0, -9.0];
+        assert_eq!(grid.nearest(&x), [0.5, -1.0, 3.0, 0.0, 0.5, -1.0]);
+        assert_eq!(grid.slice(1..2).nearest(&x[2..4]), [3.0, 0.0]);
+        assert_eq!(grid.permuted(&[1, 0]).cell(1, 0).ends(), (0.0, 3.0));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use onnx_quant_numerics::scaling::{ScaleKind, choose_scales};
 
 use super::encode::{View, integer_params, quantizer, vector_params};
 use super::readers;
+use crate::codebook_weights::{self, Coded};
 use crate::plan::WeightPlan;
 use crate::settings::QuantSettings;
 
@@ -48,7 +49,8 @@ impl WeightGrid {
     }
 }
 
-/// The values that a weight may take in the form that the plan gives it, with the scales that it gets by itself.
+/// The values that a weight may take in the form that the plan gives it, with the scales or codebooks that it gets by itself;
+/// `importance` says how much its values count in a codebook.
 ///
 /// # Errors
 /// Why it has none.
@@ -57,6 +59,7 @@ pub fn grid(
     value: ValueId,
     form: &WeightPlan,
     settings: &QuantSettings,
+    importance: Option<&[f32]>,
 ) -> Result<WeightGrid, String> {
     let tensor = model.constant(value).ok_or("is not a constant")?;
     let data = tensor.to_f32().map_err(|e| e.to_string())?;
@@ -113,20 +116,66 @@ pub fn grid(
             };
             Ok(of_scales(scales, element))
         }
+        (Family::Codebook | Family::Sign, _) => {
+            let known = codebook_weights::encode(
+                model,
+                value,
+                form,
+                (importance, None),
+                &settings.codebook,
+            );
+            codebooks(known?, data.clone(), grouping)
+        }
         _ => Err(format!(
             "{base} has no grid of values that rounding could choose from"
         )),
     }
 }
 
-/// The finite values of a float format, each once.
-fn ascending(element: MiniFloat) -> Vec<f32> {
-    let mut levels: Vec<f32> = element
-        .table()
-        .into_iter()
-        .filter(|x| x.is_finite())
-        .collect();
+/// The codebooks of a weight, or the multiples of a scale that its signs stand for.
+fn codebooks(coded: Coded, data: Vec<f32>, grouping: Grouping) -> Result<WeightGrid, String> {
+    let count = grouping.count();
+    if coded.groups.count() != count {
+        return Err("its codebooks do not belong to its values".to_owned());
+    }
+    // The groups in the order of the grid.
+    let mut order = vec![0; count];
+    for group in 0..count {
+        if let Some(at) = coded.groups.members(group).next() {
+            order[grouping.group_of(at)] = group;
+        }
+    }
+    let mut grid = WeightGrid {
+        data,
+        grouping,
+        scales: vec![1.0; count],
+        zeros: vec![0; count],
+        levels: Levels::Table(Vec::new()),
+        free: None,
+    };
+    match coded.levels {
+        Some(levels) => {
+            let scale = |&group: &usize| coded.entries[group].max(f32::MIN_POSITIVE);
+            grid.scales = order.iter().map(scale).collect();
+            grid.levels = Levels::Table(levels.to_vec());
+        }
+        None => {
+            let book = |&group: &usize| distinct(coded.table(group).collect());
+            grid.levels = Levels::Books(order.iter().map(book).collect());
+            grid.zeros = (0..count as i32).collect();
+        }
+    }
+    Ok(grid)
+}
+
+fn distinct(mut levels: Vec<f32>) -> Vec<f32> {
     levels.sort_by(f32::total_cmp);
     levels.dedup();
     levels
+}
+
+/// The finite values of a float format, each once.
+fn ascending(element: MiniFloat) -> Vec<f32> {
+    let levels = element.table().into_iter();
+    distinct(levels.filter(|x| x.is_finite()).collect())
 }

@@ -1,17 +1,20 @@
 //! A block forward and backward, one sample at a time.
 
+use std::borrow::Cow;
+use std::sync::Arc;
+
 use rayon::prelude::*;
 
 use super::taps::Taps;
-use super::{Block, Data, State, Step};
+use super::{Block, Data, State, Step, Value};
 use crate::optimize::matrix::{add_ab, add_abt, add_atb};
 use crate::optimize::random::Random;
 
-/// Samples that one task works on.
-const CHUNK: usize = 4;
+/// Tasks that share the samples of a step.
+const TASKS: usize = 4;
 
-/// What a pass over one sample leaves: values, or gradients of values.
-type Values = Vec<Vec<f32>>;
+/// What a pass over one sample leaves. What comes from outside is borrowed.
+type Values<'a> = Vec<Cow<'a, [f32]>>;
 
 /// Gradients of the weights and biases by layer, of the logarithms of the scales, and the error.
 pub(super) struct Sums {
@@ -37,20 +40,28 @@ impl Sums {
 pub(super) struct Ready<'a> {
     pub(super) block: &'a Block,
     pub(super) taps: Vec<Option<Taps>>,
+    /// Which values need gradients.
+    pub(super) live: Vec<bool>,
 }
 
-impl Ready<'_> {
+impl<'b> Ready<'b> {
     /// All values of a sample. With `drop` every element of an activation is quantized or not, at even odds.
-    pub(super) fn forward(
+    pub(super) fn forward<'a>(
         &self,
         state: &State,
-        inputs: &[Vec<f32>],
+        inputs: &'a [Value],
         mut drop: Option<&mut Random>,
-    ) -> Values {
+    ) -> Values<'a>
+    where
+        'b: 'a,
+    {
         let b = self.block;
-        let mut values: Values = vec![Vec::new(); b.values];
+        let mut values: Values<'a> = vec![Cow::Borrowed(&[][..]); b.values];
         for (&at, x) in b.inputs.iter().zip(inputs) {
-            values[at].clone_from(x);
+            values[at] = x.get();
+        }
+        for (at, x) in &b.constants {
+            values[*at] = Cow::Borrowed(x);
         }
         for step in &b.steps {
             let (output, result) = match step {
@@ -59,9 +70,9 @@ impl Ready<'_> {
                     input,
                     output,
                 } => (output, self.linear(layer, state, &values[input])),
-                &Step::Add { a, b, output } => {
-                    let sum = values[a].iter().zip(&values[b]).map(|(x, y)| x + y);
-                    (output, sum.collect())
+                Step::Apply { op, inputs, output } => {
+                    let x: Vec<&[f32]> = inputs.iter().map(|&i| &*values[i]).collect();
+                    (*output, op.forward(&x))
                 }
                 Step::Activate {
                     input,
@@ -69,7 +80,7 @@ impl Ready<'_> {
                     activations,
                     run,
                 } => {
-                    let mut y = values[*input].clone();
+                    let mut y = values[*input].to_vec();
                     let each = activations.iter().cycle();
                     for (run, f) in y.chunks_mut(*run).zip(each) {
                         run.iter_mut().for_each(|y| *y = f.apply(*y).0);
@@ -91,7 +102,7 @@ impl Ready<'_> {
                     (output, y)
                 }
             };
-            values[output] = result;
+            values[output] = Cow::Owned(result);
         }
         values
     }
@@ -114,6 +125,11 @@ impl Ready<'_> {
         let (per_rows, size) = (rows / l.groups, x.len() / l.groups);
         for g in 0..l.groups {
             let x = &x[g * size..(g + 1) * size];
+            if per_rows == 1 && cols == taps.count {
+                let y = &mut y[g * p..(g + 1) * p];
+                taps.add_row(y, &weights[g * cols..(g + 1) * cols], x);
+                continue;
+            }
             let own = if taps.plain {
                 None
             } else {
@@ -122,23 +138,21 @@ impl Ready<'_> {
             let columns = own.as_deref().unwrap_or(x);
             let w = &weights[g * per_rows * cols..(g + 1) * per_rows * cols];
             let y = &mut y[g * per_rows * p..(g + 1) * per_rows * p];
-            if per_rows == 1 {
-                for (w, column) in w.iter().zip(columns.chunks_exact(p)) {
-                    y.iter_mut().zip(column).for_each(|(y, x)| *y += w * x);
-                }
-            } else {
-                add_ab(y, w, columns, cols, 1.0);
-            }
+            add_ab(y, w, columns, cols, 1.0);
         }
         y
     }
 
     /// The gradients behind `values` for the gradient `last` of the result.
-    fn backward(&self, state: &State, values: &Values, last: Vec<f32>, sums: &mut Sums) {
+    fn backward(&self, state: &State, values: &Values<'_>, last: Vec<f32>, sums: &mut Sums) {
         let b = self.block;
-        let mut grads: Values = values.iter().map(|v| vec![0.0; v.len()]).collect();
+        // Empty where nothing has reached a value yet.
+        let mut grads: Vec<Vec<f32>> = vec![Vec::new(); b.values];
         grads[b.output] = last;
         for step in b.steps.iter().rev() {
+            if grads[step.output()].is_empty() {
+                continue;
+            }
             match step {
                 &Step::Linear {
                     layer,
@@ -146,21 +160,25 @@ impl Ready<'_> {
                     output,
                 } => {
                     let dy = std::mem::take(&mut grads[output]);
-                    let wanted = !b.inputs.contains(&input);
-                    let dx = wanted.then_some(&mut grads[input]);
+                    let x = &values[input];
+                    let dx = self.live[input].then(|| begun(&mut grads[input], x.len()));
                     self.add_sums(layer, &dy, &mut sums.biases[layer]);
                     self.linear_back(
                         layer,
                         &state.weights[layer],
-                        &values[input],
+                        x,
                         &dy,
                         (dx, &mut sums.weights[layer]),
                     );
                 }
-                &Step::Add { a, b, output } => {
-                    let dy = std::mem::take(&mut grads[output]);
-                    for at in [a, b] {
-                        grads[at].iter_mut().zip(&dy).for_each(|(g, d)| *g += d);
+                Step::Apply { op, inputs, output } => {
+                    let dy = std::mem::take(&mut grads[*output]);
+                    let x: Vec<&[f32]> = inputs.iter().map(|&i| &*values[i]).collect();
+                    for (at, &input) in inputs.iter().enumerate() {
+                        if self.live[input] {
+                            let dx = op.gradient(&x, &values[*output], &dy, at);
+                            add(&mut grads[input], dx);
+                        }
                     }
                 }
                 Step::Activate {
@@ -170,9 +188,13 @@ impl Ready<'_> {
                     run,
                 } => {
                     let dy = std::mem::take(&mut grads[*output]);
+                    if !self.live[*input] {
+                        continue;
+                    }
                     let runs = values[*input].chunks(*run).zip(dy.chunks(*run));
                     let runs = runs.zip(activations.iter().cycle());
-                    for (g, ((x, d), f)) in grads[*input].chunks_mut(*run).zip(runs) {
+                    let grad = begun(&mut grads[*input], dy.len());
+                    for (g, ((x, d), f)) in grad.chunks_mut(*run).zip(runs) {
                         for (g, (&x, d)) in g.iter_mut().zip(x.iter().zip(d)) {
                             *g += d * f.apply(x).1;
                         }
@@ -185,9 +207,10 @@ impl Ready<'_> {
                 } => {
                     let dy = std::mem::take(&mut grads[output]);
                     let (q, s) = (&b.quantizers[quantizer], state.scales[quantizer]);
-                    let pairs = values[input].iter().zip(&values[output]).zip(&dy);
+                    let pairs = values[input].iter().zip(&*values[output]).zip(&dy);
                     let mut sum = 0.0f32;
-                    for (g, ((&x, &y), &d)) in grads[input].iter_mut().zip(pairs) {
+                    let grad = begun(&mut grads[input], dy.len());
+                    for (g, ((&x, &y), &d)) in grad.iter_mut().zip(pairs) {
                         let u = x / s;
                         let r = u.round_ties_even();
                         if y == x {
@@ -244,6 +267,13 @@ impl Ready<'_> {
         let p = taps.positions;
         let (per_rows, size) = (rows / l.groups, x.len() / l.groups);
         for g in 0..l.groups {
+            if per_rows == 1 && cols == taps.count {
+                let (span, own) = (g * cols..(g + 1) * cols, g * size..(g + 1) * size);
+                let known = (&weights[span.clone()], &x[own.clone()]);
+                let dx = dx.as_deref_mut().map(|dx| &mut dx[own]);
+                taps.row_back(&dy[g * p..(g + 1) * p], known, &mut dw[span], dx);
+                continue;
+            }
             let own = (!taps.plain).then(|| taps.columns(&x[g * size..(g + 1) * size]));
             let columns = own.as_deref().unwrap_or(&x[g * size..(g + 1) * size]);
             let span = g * per_rows * cols..(g + 1) * per_rows * cols;
@@ -277,7 +307,7 @@ impl Ready<'_> {
             error: 0.0,
         };
         let parts: Vec<Sums> = batch
-            .par_chunks(CHUNK)
+            .par_chunks(batch.len().div_ceil(TASKS).max(1))
             .map(|samples| {
                 let mut sums = zero();
                 for &s in samples {
@@ -285,8 +315,8 @@ impl Ready<'_> {
                     let mixed = random.as_mut().and_then(|r| mixed_inputs(data, s, r));
                     let inputs = mixed.as_deref().unwrap_or(&data.inputs[s]);
                     let values = self.forward(state, inputs, random.as_mut());
-                    let mut last = values[self.block.output].clone();
-                    for (y, t) in last.iter_mut().zip(&data.targets[s]) {
+                    let mut last = values[self.block.output].to_vec();
+                    for (y, t) in last.iter_mut().zip(&*data.targets[s].get()) {
                         let e = *y - t;
                         sums.error += f64::from(e) * f64::from(e);
                         *y = 2.0 * e * unit;
@@ -302,13 +332,35 @@ impl Ready<'_> {
     }
 }
 
-/// The inputs of a sample, every element that of the quantized model or that of the float model.
-fn mixed_inputs(data: &Data, sample: usize, random: &mut Random) -> Option<Vec<Vec<f32>>> {
-    let mut inputs = data.inputs[sample].clone();
-    for (x, float) in inputs.iter_mut().zip(data.float.get(sample)?) {
-        mix(x, float, random);
+/// A gradient that may be added to.
+fn begun(gradient: &mut Vec<f32>, size: usize) -> &mut Vec<f32> {
+    if gradient.is_empty() {
+        gradient.resize(size, 0.0);
     }
-    Some(inputs)
+    gradient
+}
+
+fn add(gradient: &mut Vec<f32>, more: Vec<f32>) {
+    if gradient.is_empty() {
+        *gradient = more;
+    } else {
+        gradient.iter_mut().zip(more).for_each(|(g, m)| *g += m);
+    }
+}
+
+/// The inputs of a sample, every element that of the quantized model or that of the float model.
+fn mixed_inputs(data: &Data, sample: usize, random: &mut Random) -> Option<Vec<Value>> {
+    let pairs = data.inputs[sample].iter().zip(data.float.get(sample)?);
+    let mixed = pairs.map(|(x, float)| -> Value {
+        let (own, float) = (x.get(), float.get());
+        if own == float {
+            return x.clone();
+        }
+        let mut own = own.into_owned();
+        mix(&mut own, &float, random);
+        Arc::new(own)
+    });
+    Some(mixed.collect())
 }
 
 /// Replaces about every second element.

@@ -101,11 +101,13 @@ impl Steps {
             .collect();
         self.activations.step(&gradient, left);
         for (l, layer) in block.layers.iter().enumerate() {
-            let mut gradient = vec![0.0; layer.grid.scales.len()];
-            let pairs = sums.weights[l].iter().zip(&state.weights[l]);
-            for (at, (g, w)) in pairs.enumerate() {
-                gradient[layer.entry(at)] += g * w;
-            }
+            let grid = &layer.grid;
+            let rows = sums.weights[l].chunks_exact(grid.cols);
+            let rows = rows.zip(state.weights[l].chunks_exact(grid.cols));
+            let gradient: Vec<f32> = rows
+                .flat_map(|(g, w)| g.chunks(grid.block).zip(w.chunks(grid.block)))
+                .map(|(g, w)| g.iter().zip(w).map(|(g, w)| g * w).sum())
+                .collect();
             self.weights[l].step(&gradient, left);
             let size = self.sizes[l];
             let gradient: Vec<f32> = sums.biases[l].iter().map(|g| g * size).collect();

@@ -33,6 +33,7 @@ fn conv(channels: usize, rows: usize, groups: usize, kernel: usize, random: &mut
             pads: vec![kernel / 2, kernel / 2],
             transposed: false,
         }),
+        tokens: 0,
         free_scales: true,
         free_bias: true,
     }
@@ -95,13 +96,18 @@ fn block(random: &mut Random) -> Block {
                 input: 6,
                 output: 7,
             },
-            Step::Add {
-                a: 7,
-                b: 0,
+            Step::Apply {
+                op: Op::Binary {
+                    kind: ops::Binary::Add,
+                    spreads: [Spread::Same, Spread::Same],
+                    size: 60,
+                },
+                inputs: vec![7, 0],
                 output: 8,
             },
         ],
         inputs: vec![0],
+        constants: Vec::new(),
         output: 8,
         values: 9,
     }
@@ -124,17 +130,11 @@ fn data(block: &Block, samples: usize, random: &mut Random) -> Data {
     };
     let mut data = Data::default();
     for _ in 0..samples {
-        let x = vec![random_vec(3 * 20, random)];
-        let exact = Ready {
-            block: &free,
-            taps: free
-                .layers
-                .iter()
-                .map(|l| l.geometry.as_ref().map(Taps::of))
-                .collect(),
-        };
+        let x: Vec<Value> = vec![Arc::new(random_vec(3 * 20, random))];
+        let exact = free.ready();
+        let mut values = exact.forward(&state, &x, None);
         data.targets
-            .push(exact.forward(&state, &x, None).pop().unwrap());
+            .push(Arc::new(values.pop().unwrap().into_owned()));
         data.inputs.push(x);
     }
     data
@@ -219,7 +219,10 @@ fn learning_a_block_gains_over_nearest() {
         };
         let state = block.reconstruct(&data, &learning);
         // The same for any number of threads.
-        assert_eq!(one.install(|| block.reconstruct(&data, &learning)), state);
+        assert_eq!(
+            one.install(|| block.reconstruct(&data, &learning)),
+            state
+        );
         (block.error(&state, &data), state)
     };
     let (plain, state) = learned(false, false);
@@ -232,7 +235,7 @@ fn learning_a_block_gains_over_nearest() {
         assert_eq!(state.weights[l], layer.grid.nearest(&state.weights[l]));
         // With other scales the weights are those of the grid times their factor.
         for (at, w) in moved.weights[l].iter().enumerate() {
-            let factor = moved.factors[l][layer.entry(at)];
+            let factor = moved.factors[l][at / layer.grid.cols];
             let own = w / factor;
             let near = layer.grid.cell(at / layer.grid.cols, 0).nearest(own);
             assert!((own - near).abs() < 1e-5, "{own} {near}");
