@@ -79,7 +79,7 @@ pub(super) struct Learned {
 }
 
 /// Where a block between two values of the float model really begins and ends: a layout that is changed before all of it, and
-/// what moves or pools its result, stay outside; and whether a mean follows.
+/// what moves, scales or pools its result, stay outside; and whether a mean follows.
 pub(super) fn inside(
     float: &Model,
     (mut first, mut last): (ValueId, ValueId),
@@ -100,8 +100,11 @@ pub(super) fn inside(
         "MaxPool",
         "GlobalAveragePool",
     ];
+    let scales = |node: NodeId| {
+        float.node(node).op_type() == "Mul" && float.input_constant(node, 1).is_some()
+    };
     while let Some((node, 0)) = float.producer(last)
-        && (moves(node) || pools.contains(&float.node(node).op_type()))
+        && (moves(node) || scales(node) || pools.contains(&float.node(node).op_type()))
         && first != last
         && let Some(before) = float.input(node, 0)
     {
