@@ -216,6 +216,18 @@ impl MiniFloat {
         }
     }
 
+    /// [`MiniFloat::encode_with`] of numbers whose quotients are not NaN: finite ones, and a scale above 0.
+    #[inline(always)]
+    pub(crate) fn encode_numbers(self, encoder: &Encoder, x: &[f32], scale: f32, out: &mut [u8]) {
+        if self.layout().special == Special::NegativeZero {
+            return self.encode_with(encoder, x, scale, out);
+        }
+        let encoder = *encoder;
+        for (code, &x) in out.iter_mut().zip(x) {
+            *code = encoder.number_code(x / scale);
+        }
+    }
+
     /// Numbers of all codes, `2^bits` of them.
     pub fn table(self) -> Vec<f32> {
         (0..1u16 << self.bits())
@@ -287,7 +299,7 @@ impl Encoder {
         }
     }
 
-    /// The code of a finite number that is not negative; above the largest finite code on overflow.
+    /// The code of a number that is not negative; above the largest finite code on overflow.
     #[inline(always)]
     fn magnitude(&self, x: f32) -> u32 {
         let bits = x.to_bits();
@@ -324,19 +336,21 @@ impl Encoder {
     /// The saturating code, for formats that have a −0.
     #[inline(always)]
     pub(crate) fn code(&self, x: f32) -> u8 {
-        let sign = (x.to_bits() >> 31).wrapping_mul(self.sign_bit);
-        // f32::MAX in the place of infinity leaves no carry into the sign.
-        let magnitude = if x.abs() < f32::MAX {
-            x.abs()
-        } else {
-            f32::MAX
-        };
-        let finite = self.magnitude(magnitude).min(self.largest);
-        (if x.is_nan() {
-            self.nan ^ sign
-        } else {
-            finite | sign
-        }) as u8
+        match x.is_nan() {
+            true => (self.nan ^ self.sign(x)) as u8,
+            false => self.number_code(x),
+        }
+    }
+
+    /// [`Self::code`] of what is not NaN.
+    #[inline(always)]
+    fn number_code(&self, x: f32) -> u8 {
+        (self.magnitude(x.abs()).min(self.largest) | self.sign(x)) as u8
+    }
+
+    #[inline(always)]
+    fn sign(&self, x: f32) -> u32 {
+        (x.to_bits() >> 31).wrapping_mul(self.sign_bit)
     }
 }
 

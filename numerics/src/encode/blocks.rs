@@ -95,7 +95,7 @@ impl Coder for Float {
     #[inline(always)]
     fn codes(&self, values: &[f32], scale: &f32, codes: &mut [u8]) {
         self.element
-            .encode_with(&self.encoder, values, *scale, codes);
+            .encode_numbers(&self.encoder, values, *scale, codes);
     }
 }
 

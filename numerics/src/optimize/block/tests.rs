@@ -219,10 +219,7 @@ fn learning_a_block_gains_over_nearest() {
         };
         let state = block.reconstruct(&data, &learning);
         // The same for any number of threads.
-        assert_eq!(
-            one.install(|| block.reconstruct(&data, &learning)),
-            state
-        );
+        assert_eq!(one.install(|| block.reconstruct(&data, &learning)), state);
         (block.error(&state, &data), state)
     };
     let (plain, state) = learned(false, false);
