@@ -21,7 +21,7 @@ pub(super) use samples::samples;
 /// The most samples in a step.
 const BATCH: usize = 16;
 /// Multiplications that a block may take to learn: samples in a step, and then steps, are fewer where they would be more.
-const WORK: usize = 400_000_000_000;
+const WORK: usize = 250_000_000_000;
 /// Fewer steps than this are not worth it.
 const STEPS: usize = 200;
 

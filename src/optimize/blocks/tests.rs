@@ -172,7 +172,7 @@ fn large_blocks_learn_from_fewer_samples_and_then_in_fewer_steps() {
     let of = |work| pace(work, 1000);
     let pace = |batch, iterations| Ok(Pace { batch, iterations });
     assert_eq!(of(5_000_000), pace(16, 1000));
-    assert_eq!(of(40_000_000), pace(3, 1000));
-    assert_eq!(of(400_000_000), pace(1, 333));
+    assert_eq!(of(40_000_000), pace(2, 1000));
+    assert_eq!(of(400_000_000), pace(1, 208));
     assert!(of(4_000_000_000).is_err_and(|why| why.contains("4000 million")));
 }
