@@ -14,7 +14,7 @@ mod halves;
 mod tests;
 
 pub use front::{Front, Point, front};
-use halves::{Price, enumerate, unsettled};
+use halves::{Price, Unsettled, enumerate, unsettled};
 
 /// One choice of a class.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -121,11 +121,8 @@ pub fn least_loss(classes: &[Vec<Choice>], budget: u64) -> Option<Solution> {
     if classes.iter().any(Vec::is_empty) {
         return None;
     }
-    search(&mut classes.to_vec(), budget, f64::INFINITY, BRANCHES)
+    search(&mut classes.to_vec(), budget, f64::INFINITY, WIDE)
 }
-
-/// How many classes are tried choice by choice, one inside the other, before the rest is enumerated.
-const BRANCHES: usize = 6;
 
 /// Partial solutions of each half that the first, quick enumeration goes on with.
 const NARROW: usize = 256;
@@ -133,16 +130,13 @@ const NARROW: usize = 256;
 /// Classes that it looks at.
 const FEW: usize = 48;
 
-/// Partial solutions of each half beyond which enumerating is given up for trying choice by choice.
+/// Partial solutions of each half beyond which enumerating is given up for trying a class choice by choice; inside of
+/// that it is an eighth more, up to [`WIDEST`], which bounds the memory.
 const WIDE: usize = 2048;
+const WIDEST: usize = 1 << 16;
 
 /// The best solution that loses less than `known`, if there is one.
-fn search(
-    classes: &mut [Vec<Choice>],
-    budget: u64,
-    known: f64,
-    branches: usize,
-) -> Option<Solution> {
+fn search(classes: &mut [Vec<Choice>], budget: u64, known: f64, wide: usize) -> Option<Solution> {
     let (first, steps) = relaxation(classes);
     let cheapest: u64 = classes.iter().zip(&first).map(|(c, &p)| c[p].cost).sum();
     if cheapest > budget {
@@ -151,14 +145,15 @@ fn search(
     let mut picks = first;
     let mut cost = cheapest;
     let mut closed = vec![false; classes.len()];
-    // The first step that does not fit: its slope is the price of cost.
-    let mut split: Option<&Step> = None;
+    // The first step that does not fit, and what was chosen before it: its slope is the price of cost, for which they
+    // are best.
+    let mut split: Option<(&Step, Vec<usize>)> = None;
     for step in &steps {
         if closed[step.class] {
             continue;
         }
         if cost + step.cost > budget {
-            split = split.or(Some(step));
+            split = split.or_else(|| Some((step, picks.clone())));
             closed[step.class] = true;
             continue;
         }
@@ -168,34 +163,39 @@ fn search(
     let greedy = Solution::new(classes, picks);
     let mut best = (greedy.loss < known).then_some(greedy);
     // Where no step was left out, every class has its best choice.
-    let Some(step) = split else {
+    let Some((step, before)) = split else {
         return best;
     };
-    let price = Price::new(classes, budget, step.slope());
+    let before = Solution::new(classes, before);
+    let price = Price::new(before, budget, step.slope());
     let split = step.class;
     let gap = price.gap(best.as_ref().map_or(known, |b| b.loss));
     if gap <= 0.0 {
         return best;
     }
-    let core = unsettled(classes, &price, gap);
-    // A narrow enumeration first: the better the solution known, the less the exact one has to look at.
-    let (few, rest) = core.split_at(core.len().min(FEW));
-    let wide = if branches == 0 { usize::MAX } else { WIDE };
-    for (core, rest, width) in [(few, rest.first(), NARROW), (&core[..], None, wide)] {
+    let core = unsettled(classes, &price, gap, split);
+    let all: Vec<&Unsettled> = core.iter().collect();
+    // A narrow enumeration first, of the classes nearest to the price: the better the solution known, the less the exact
+    // one has to look at.
+    let mut few = all.clone();
+    few.sort_by(|a, b| a.slope.total_cmp(&b.slope));
+    few.truncate(FEW);
+    for (open, width) in [(few, NARROW), (all, wide)] {
         let known = best.as_ref().map_or(known, |b| b.loss);
-        let (better, complete) = enumerate(classes, &price, core, known, width);
+        let (better, complete) = enumerate(classes, &price, &open, known, width);
         best = better.or(best);
         let gap = price.gap(best.as_ref().map_or(known, |b| b.loss));
-        if complete && rest.is_none_or(|c| c.nearest >= gap) {
+        if gap <= 0.0 || complete && open.len() == core.len() {
             return best;
         }
     }
     // Too many: the class at which the relaxation splits is tried choice by choice, each with a price of its own.
     let all = std::mem::take(&mut classes[split]);
+    let wider = (wide + wide / 8).min(WIDEST);
     for pick in undominated(&all) {
         classes[split] = vec![all[pick]];
         let known = best.as_ref().map_or(known, |b| b.loss);
-        if let Some(mut better) = search(classes, budget, known, branches - 1) {
+        if let Some(mut better) = search(classes, budget, known, wider) {
             better.picks[split] = pick;
             best = Some(better);
         }

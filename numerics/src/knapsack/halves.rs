@@ -3,6 +3,10 @@
 use super::{Choice, NARROW, Solution, undominated};
 use std::cmp::Ordering;
 
+/// Of partial solutions with near to the same reduced cost those are followed that stay near the budget: this share of
+/// the price of what they differ from it is added.
+const AWAY: f64 = 1e-3;
+
 /// A choice that may stand in a better solution than the one known, as what it adds to the best one for the price.
 #[derive(Debug, Clone, Copy)]
 struct Open {
@@ -20,6 +24,8 @@ pub(super) struct Unsettled {
     open: Vec<Open>,
     /// The least reduced cost of a choice that is not the best for the price.
     pub(super) nearest: f64,
+    /// The least reduced cost for each unit of cost: how near to the price another choice comes.
+    pub(super) slope: f64,
 }
 
 /// A partial solution of the classes enumerated so far, as what it adds to the best choices for the price.
@@ -61,7 +67,7 @@ impl Half {
 
     /// Enumerates one more class: what no other partial solution beats in both cost and loss is kept, but nothing whose
     /// reduced cost is `gap` or more, and no more than `width` of the least reduced cost. Whether the width sufficed.
-    fn extend(&mut self, with: &Unsettled, gap: f64, width: usize) -> bool {
+    fn extend(&mut self, with: &Unsettled, gap: f64, (width, away): (usize, f64)) -> bool {
         let states = self.states();
         let mut next = Vec::with_capacity(states.len() * with.open.len());
         // Choice by choice: each makes an ascending run, and the sort merges runs.
@@ -88,9 +94,10 @@ impl Half {
         });
         let complete = next.len() <= width;
         if !complete {
-            let mut by: Vec<f64> = next.iter().map(|s| s.reduced).collect();
+            let worth = |s: &State| s.reduced + away * s.cost.unsigned_abs() as f64;
+            let mut by: Vec<f64> = next.iter().map(worth).collect();
             let (_, &mut limit, _) = by.select_nth_unstable_by(width, f64::total_cmp);
-            next.retain(|s| s.reduced < limit);
+            next.retain(|s| worth(s) < limit);
         }
         self.classes.push(with.class);
         self.levels.push(next);
@@ -141,13 +148,9 @@ pub(super) struct Price {
 }
 
 impl Price {
-    pub(super) fn new(classes: &[Vec<Choice>], budget: u64, price: f64) -> Self {
-        let value = |c: &Choice| c.loss + price * c.cost as f64;
-        let least = |class: &Vec<Choice>| {
-            let by = |&a: &usize, &b: &usize| value(&class[a]).total_cmp(&value(&class[b]));
-            (0..class.len()).min_by(by).unwrap_or(0)
-        };
-        let best = Solution::new(classes, classes.iter().map(least).collect());
+    /// Of the price and the choices that are best for it: of several that are, those that leave the least room count,
+    /// as then the fewest others have to be looked at.
+    pub(super) fn new(best: Solution, budget: u64, price: f64) -> Self {
         Self {
             price,
             room: budget as i64 - best.cost as i64,
@@ -156,9 +159,15 @@ impl Price {
         }
     }
 
-    /// What the reduced costs of a solution that loses less than `known` sum up to at most.
+    /// What the reduced costs of a solution that loses less than `known` sum up to at most; zero where `known` is at the
+    /// bound but for rounding.
     pub(super) fn gap(&self, known: f64) -> f64 {
-        known - self.best.loss + self.price * self.room as f64 + self.slack
+        let gap = known - self.best.loss + self.price * self.room as f64;
+        if gap > self.slack {
+            gap + self.slack
+        } else {
+            0.0
+        }
     }
 }
 
@@ -167,7 +176,7 @@ impl Price {
 pub(super) fn enumerate(
     classes: &[Vec<Choice>],
     price: &Price,
-    core: &[Unsettled],
+    core: &[&Unsettled],
     known: f64,
     width: usize,
 ) -> (Option<Solution>, bool) {
@@ -190,20 +199,25 @@ pub(super) fn enumerate(
             }
         }
         let gap = price.gap(found.as_ref().map_or(known, |f| f.loss));
+        if !complete && width > NARROW {
+            return (found, gap <= 0.0);
+        }
         let Some(class) = next.next().filter(|c| c.nearest < gap) else {
-            return (found, complete);
+            return (found, complete || gap <= 0.0);
         };
         let smaller = usize::from(b.states().len() < a.states().len());
-        complete &= halves[smaller].extend(class, gap, width);
-        if !complete && width > NARROW {
-            return (found, false);
-        }
+        complete &= halves[smaller].extend(class, gap, (width, AWAY * price.price));
     }
 }
 
 /// The classes whose choice a price leaves open, the most uncertain first: those with a choice that is not the best for
 /// the price by less than `gap`.
-pub(super) fn unsettled(classes: &[Vec<Choice>], price: &Price, gap: f64) -> Vec<Unsettled> {
+pub(super) fn unsettled(
+    classes: &[Vec<Choice>],
+    price: &Price,
+    gap: f64,
+    split: usize,
+) -> Vec<Unsettled> {
     let mut core = Vec::new();
     for (class, choices) in classes.iter().enumerate() {
         let best = price.best.picks[class];
@@ -221,15 +235,27 @@ pub(super) fn unsettled(classes: &[Vec<Choice>], price: &Price, gap: f64) -> Vec
         let kept = undominated(choices).into_iter().map(open);
         let open: Vec<Open> = kept.filter(|o| o.pick == best || o.reduced < gap).collect();
         let rest = open.iter().filter(|o| o.pick != best);
-        let nearest = rest.map(|o| o.reduced).fold(f64::INFINITY, f64::min);
+        let nearest = rest
+            .clone()
+            .map(|o| o.reduced)
+            .fold(f64::INFINITY, f64::min);
+        let slope = rest
+            .map(|o| o.reduced / o.cost.unsigned_abs() as f64)
+            .fold(f64::INFINITY, f64::min);
         if nearest.is_finite() {
             core.push(Unsettled {
                 class,
                 open,
                 nearest,
+                slope,
             });
         }
     }
-    core.sort_by(|a, b| a.nearest.total_cmp(&b.nearest).then(a.class.cmp(&b.class)));
+    // Of equal ones those around the split: the relaxation has raised the cost of those before it, not of those behind.
+    let from_split = |u: &Unsettled| (u.class.abs_diff(split), u.class);
+    core.sort_by(|a, b| {
+        let near = a.nearest.total_cmp(&b.nearest);
+        near.then_with(|| from_split(a).cmp(&from_split(b)))
+    });
     core
 }

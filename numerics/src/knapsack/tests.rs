@@ -108,9 +108,40 @@ fn trying_choice_by_choice_finds_what_enumerating_everything_finds() {
         let least: u64 = classes.iter().map(|c| c[0].cost).sum();
         for budget in [least + least / 50, least + least / 9, 2 * least] {
             let branched = least_loss(&classes, budget).unwrap();
-            let whole = search(&mut classes.clone(), budget, f64::INFINITY, 0).unwrap();
+            let whole = search(&mut classes.clone(), budget, f64::INFINITY, usize::MAX).unwrap();
             assert_eq!(branched.loss, whole.loss);
         }
+    }
+}
+
+#[test]
+fn where_every_byte_is_worth_the_same_the_budget_is_used_up() {
+    // The hard case of the literature: each choice loses what it saves, so that no price tells one from another.
+    let mut state = 7u64;
+    let mut random = || {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        state >> 44
+    };
+    let classes: Vec<Vec<Choice>> = (0..1000)
+        .map(|_| {
+            let costs = (0..8).map(|_| random());
+            let of = |cost: u64| Choice {
+                cost,
+                loss: ((1u64 << 20) - cost) as f64,
+            };
+            costs.map(of).collect()
+        })
+        .collect();
+    let extreme = |of: fn(std::slice::Iter<'_, Choice>) -> Option<u64>| {
+        classes.iter().filter_map(|c| of(c.iter())).sum::<u64>()
+    };
+    let least = extreme(|c| c.map(|c| c.cost).min());
+    let most = extreme(|c| c.map(|c| c.cost).max());
+    for share in [1, 10, 500] {
+        let budget = least + (most - least) * share / 1000;
+        assert_eq!(least_loss(&classes, budget).unwrap().cost, budget);
     }
 }
 
