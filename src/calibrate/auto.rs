@@ -6,9 +6,10 @@
 //! as those of the model that is written, and a single lucky set does not decide. The output that differs most does.
 //!
 //! A few samples with large errors decide the sum of all, so that the best sum is often luck. Another calibrator takes the
-//! place of the default one only where its sum is better *and* it is better on the samples one by one: in a paired
-//! test, the mean of the logarithms of the ratio of both errors lies more than one standard error above zero (the
-//! one-standard-error rule; Breiman et al., *Classification and Regression Trees*, 1984, section 3.4.3).
+//! place of the default one only where its sum is better by more than one standard error, which the jackknife estimates
+//! (Efron and Stein, *The jackknife estimate of variance*, 1981; for the rule Breiman et al., *Classification and
+//! Regression Trees*, 1984, section 3.4.3), *and* where it is better on the samples one by one: the mean of the logarithms
+//! of the ratio of both errors lies above zero.
 //!
 //! The statistics that are handed on hold all samples; no sample is run twice to gather them.
 
@@ -212,9 +213,12 @@ impl Judged {
         };
         let pairs = self.energies.iter().zip(&other.energies);
         let pairs = pairs.map(|(mine, theirs)| (noise(mine), noise(theirs)));
-        let logs = pairs.filter(|(mine, theirs)| *mine > 0.0 && *theirs > 0.0);
-        let logs: Vec<f64> = logs.map(|(mine, theirs)| (theirs / mine).ln()).collect();
-        self.ratio > other.ratio && above_zero(&logs)
+        let pairs: Vec<(f64, f64)> = pairs.filter(|(m, t)| *m > 0.0 && *t > 0.0).collect();
+        let logs: f64 = pairs
+            .iter()
+            .map(|(mine, theirs)| (theirs / mine).ln())
+            .sum();
+        self.ratio > other.ratio && logs > 0.0 && beyond_chance(&pairs)
     }
 }
 
@@ -231,13 +235,20 @@ fn best(tried: &[Judged]) -> Calibrator {
     chosen.calibrator
 }
 
-/// Whether the mean lies more than a standard error above zero; of one value whether that does.
-fn above_zero(values: &[f64]) -> bool {
-    let n = values.len() as f64;
-    let mean = values.iter().sum::<f64>() / n;
-    let squares: f64 = values.iter().map(|v| (v - mean).powi(2)).sum();
-    let error = (squares / (n - 1.0).max(1.0) / n).sqrt();
-    mean > error
+/// Whether the sum of the first of each pair is less than that of the second by more than a standard error of the
+/// logarithm of their ratio: the jackknife's, which leaves out each pair in turn.
+fn beyond_chance(pairs: &[(f64, f64)]) -> bool {
+    let n = pairs.len() as f64;
+    let (mine, theirs) = pairs.iter().fold((0.0, 0.0), |s, p| (s.0 + p.0, s.1 + p.1));
+    let without = |p: &(f64, f64)| ((theirs - p.1) / (mine - p.0)).ln();
+    let ratios: Vec<f64> = pairs
+        .iter()
+        .map(without)
+        .filter(|r| r.is_finite())
+        .collect();
+    let mean = ratios.iter().sum::<f64>() / n;
+    let squares: f64 = ratios.iter().map(|r| (r - mean).powi(2)).sum();
+    (theirs / mine).ln() > (squares * (n - 1.0) / n).sqrt()
 }
 
 fn merge(into: &mut Calibration, seen: &Calibration) -> Result<(), Error> {
@@ -273,7 +284,8 @@ mod tests {
         assert!(lucky.ratio > default.ratio && lucky.ratio > better.ratio);
         assert_eq!(chosen(&[&lucky]), Calibrator::Mse);
         assert_eq!(chosen(&[&lucky, &better]), Calibrator::Kl);
-        assert!(!above_zero(&[]) && above_zero(&[0.1]) && !above_zero(&[-0.1]));
+        assert!(!beyond_chance(&[]) && beyond_chance(&[(1.0, 1.1)]));
+        assert!(!beyond_chance(&[(1.1, 1.0)]));
     }
 
     #[test]
