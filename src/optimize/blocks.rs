@@ -20,6 +20,8 @@ pub(super) use samples::samples;
 
 /// The most samples in a step.
 const BATCH: usize = 16;
+/// Positions or tokens in a step that show a layer enough: samples of large images are fewer.
+const PLACES: usize = 16_384;
 /// Multiplications that a block may take to learn: samples in a step, and then steps, are fewer where they would be more.
 const WORK: usize = 250_000_000_000;
 /// Fewer steps than this are not worth it.
@@ -135,7 +137,7 @@ pub(super) fn learn(
         (block.error(state, judge), pooled)
     };
     let first = judged(&block.state(alone.clone()));
-    let Pace { batch, iterations } = pace(block.work(), options.iterations)?;
+    let Pace { batch, iterations } = pace(block.work(), block.places(), options.iterations)?;
     let learning = Learning {
         rounding: adaround::Options {
             iterations,
@@ -171,8 +173,9 @@ struct Pace {
     iterations: usize,
 }
 
-/// The pace of a block that takes `work` multiplications forward and about three times as many with the gradients.
-fn pace(work: usize, iterations: usize) -> Result<Pace, String> {
+/// The pace of a block that takes `work` multiplications forward and about three times as many with the gradients, and
+/// whose layers are used at so many places of a sample.
+fn pace(work: usize, places: usize, iterations: usize) -> Result<Pace, String> {
     let sample = work.saturating_mul(3).max(1);
     let affordable = WORK / sample;
     if affordable < STEPS.min(iterations) {
@@ -182,7 +185,9 @@ fn pace(work: usize, iterations: usize) -> Result<Pace, String> {
         ));
     }
     Ok(Pace {
-        batch: (affordable / iterations.max(1)).clamp(1, BATCH),
+        batch: (affordable / iterations.max(1))
+            .min(PLACES / places.max(1))
+            .clamp(1, BATCH),
         iterations: iterations.min(affordable),
     })
 }

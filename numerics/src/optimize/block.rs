@@ -10,6 +10,7 @@
 //! random while learning: Wei et al., *QDrop: Randomly Dropping Quantization for Extremely Low-bit Post-Training
 //! Quantization*, 2022.
 
+mod elements;
 pub mod ops;
 mod run;
 mod spread;
@@ -109,6 +110,15 @@ pub struct Layer {
     pub free_scales: bool,
     /// The bias may be learned.
     pub free_bias: bool,
+}
+
+impl Layer {
+    /// How often a sample uses the weights: at each position of an image, for each token of a text.
+    fn places(&self) -> usize {
+        self.geometry
+            .as_ref()
+            .map_or(self.tokens, Geometry::positions)
+    }
 }
 
 /// What a block computes with.
@@ -233,16 +243,17 @@ impl Block {
         let each = self.steps.iter().map(|step| match step {
             Step::Linear { layer, .. } => {
                 let l = &self.layers[*layer];
-                let rows = match &l.geometry {
-                    Some(g) => g.positions(),
-                    None => l.tokens,
-                };
-                rows * l.weights.len()
+                l.places() * l.weights.len()
             }
             Step::Apply { op, .. } => op.work(),
             _ => 0,
         });
         each.sum()
+    }
+
+    /// The most times that a sample uses the weights of a layer: positions of an image, tokens of a text.
+    pub fn places(&self) -> usize {
+        self.layers.iter().map(Layer::places).max().unwrap_or(1)
     }
 
     /// Each layer with the value that it makes.

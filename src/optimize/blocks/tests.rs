@@ -169,10 +169,12 @@ fn what_has_no_gradient_is_named() {
 
 #[test]
 fn large_blocks_learn_from_fewer_samples_and_then_in_fewer_steps() {
-    let of = |work| pace(work, 1000);
+    let of = |work| pace(work, 1024, 1000);
     let pace = |batch, iterations| Ok(Pace { batch, iterations });
     assert_eq!(of(5_000_000), pace(16, 1000));
     assert_eq!(of(40_000_000), pace(2, 1000));
     assert_eq!(of(400_000_000), pace(1, 208));
+    // A few large images show each layer as much as many small ones.
+    assert_eq!(super::pace(5_000_000, 80 * 60, 1000), pace(3, 1000));
     assert!(of(4_000_000_000).is_err_and(|why| why.contains("4000 million")));
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::elements::{Codes, activate, activate_back, mix, quantized, quantized_back, sum};
 use super::taps::Taps;
 use super::{Block, Data, State, Step, Value};
 use crate::optimize::matrix::{add_ab, add_abt, add_atb};
@@ -16,12 +17,11 @@ const TASKS: usize = 4;
 /// What a pass over one sample leaves. What comes from outside is borrowed.
 type Values<'a> = Vec<Cow<'a, [f32]>>;
 
-/// Gradients of the weights and biases by layer, of the logarithms of the scales, and the error.
+/// Gradients of the weights and biases by layer, and of the logarithms of the scales.
 pub(super) struct Sums {
     pub(super) weights: Vec<Vec<f32>>,
     pub(super) biases: Vec<Vec<f32>>,
     pub(super) scales: Vec<f32>,
-    pub(super) error: f64,
 }
 
 impl Sums {
@@ -32,7 +32,6 @@ impl Sums {
         for (mine, theirs) in pairs {
             mine.iter_mut().zip(theirs).for_each(|(m, t)| *m += t);
         }
-        self.error += other.error;
     }
 }
 
@@ -83,7 +82,7 @@ impl<'b> Ready<'b> {
                     let mut y = values[*input].to_vec();
                     let each = activations.iter().cycle();
                     for (run, f) in y.chunks_mut(*run).zip(each) {
-                        run.iter_mut().for_each(|y| *y = f.apply(*y).0);
+                        activate(run, *f);
                     }
                     (*output, y)
                 }
@@ -92,10 +91,7 @@ impl<'b> Ready<'b> {
                     output,
                     quantizer,
                 } => {
-                    let q = &b.quantizers[quantizer];
-                    let s = state.scales[quantizer];
-                    let f = |&x: &f32| (x / s).round_ties_even().max(q.low).min(q.high) * s;
-                    let mut y: Vec<f32> = values[input].iter().map(f).collect();
+                    let mut y = quantized(&values[input], self.codes(state, quantizer));
                     if let Some(random) = drop.as_deref_mut() {
                         mix(&mut y, &values[input], random);
                     }
@@ -118,10 +114,9 @@ impl<'b> Ready<'b> {
             return y;
         };
         let p = taps.positions;
-        let mut y: Vec<f32> = bias
-            .iter()
-            .flat_map(|&b| std::iter::repeat_n(b, p))
-            .collect();
+        let mut y = vec![0.0; rows * p];
+        let pairs = y.chunks_exact_mut(p.max(1)).zip(bias);
+        pairs.for_each(|(y, &b)| y.fill(b));
         let (per_rows, size) = (rows / l.groups, x.len() / l.groups);
         for g in 0..l.groups {
             let x = &x[g * size..(g + 1) * size];
@@ -195,9 +190,7 @@ impl<'b> Ready<'b> {
                     let runs = runs.zip(activations.iter().cycle());
                     let grad = begun(&mut grads[*input], dy.len());
                     for (g, ((x, d), f)) in grad.chunks_mut(*run).zip(runs) {
-                        for (g, (&x, d)) in g.iter_mut().zip(x.iter().zip(d)) {
-                            *g += d * f.apply(x).1;
-                        }
+                        activate_back(g, (x, d), *f);
                     }
                 }
                 &Step::Quantize {
@@ -206,28 +199,22 @@ impl<'b> Ready<'b> {
                     quantizer,
                 } => {
                     let dy = std::mem::take(&mut grads[output]);
-                    let (q, s) = (&b.quantizers[quantizer], state.scales[quantizer]);
-                    let pairs = values[input].iter().zip(&*values[output]).zip(&dy);
-                    let mut sum = 0.0f32;
                     let grad = begun(&mut grads[input], dy.len());
-                    for (g, ((&x, &y), &d)) in grad.iter_mut().zip(pairs) {
-                        let u = x / s;
-                        let r = u.round_ties_even();
-                        if y == x {
-                            // On the grid, or dropped.
-                            *g += d;
-                        } else if r < q.low {
-                            sum += d * q.low;
-                        } else if r > q.high {
-                            sum += d * q.high;
-                        } else {
-                            sum += d * (r - u);
-                            *g += d;
-                        }
-                    }
-                    sums.scales[quantizer] += sum * s;
+                    let made = (&*values[input], &*values[output]);
+                    let codes = self.codes(state, quantizer);
+                    sums.scales[quantizer] += quantized_back(made, &dy, codes, grad);
                 }
             }
+        }
+    }
+
+    /// A quantizer as it is in a state.
+    fn codes(&self, state: &State, quantizer: usize) -> Codes {
+        let q = &self.block.quantizers[quantizer];
+        Codes {
+            scale: state.scales[quantizer],
+            low: q.low,
+            high: q.high,
         }
     }
 
@@ -237,7 +224,7 @@ impl<'b> Ready<'b> {
         match &self.taps[layer] {
             Some(taps) => {
                 let pairs = sums.iter_mut().zip(dy.chunks_exact(taps.positions));
-                pairs.for_each(|(s, d)| *s += d.iter().sum::<f32>());
+                pairs.for_each(|(s, d)| *s += sum(d));
             }
             None => {
                 for d in dy.chunks_exact(rows) {
@@ -292,7 +279,7 @@ impl<'b> Ready<'b> {
         }
     }
 
-    /// Gradients and error of a batch, summed in the order of the samples.
+    /// Gradients of a batch, summed in the order of the samples.
     pub(super) fn batch(
         &self,
         state: &State,
@@ -304,7 +291,6 @@ impl<'b> Ready<'b> {
             weights: state.weights.iter().map(|w| vec![0.0; w.len()]).collect(),
             biases: state.biases.iter().map(|b| vec![0.0; b.len()]).collect(),
             scales: vec![0.0; state.scales.len()],
-            error: 0.0,
         };
         let parts: Vec<Sums> = batch
             .par_chunks(batch.len().div_ceil(TASKS).max(1))
@@ -317,9 +303,7 @@ impl<'b> Ready<'b> {
                     let values = self.forward(state, inputs, random.as_mut());
                     let mut last = values[self.block.output].to_vec();
                     for (y, t) in last.iter_mut().zip(&*data.targets[s].get()) {
-                        let e = *y - t;
-                        sums.error += f64::from(e) * f64::from(e);
-                        *y = 2.0 * e * unit;
+                        *y = 2.0 * (*y - t) * unit;
                     }
                     self.backward(state, &values, last, &mut sums);
                 }
@@ -361,14 +345,4 @@ fn mixed_inputs(data: &Data, sample: usize, random: &mut Random) -> Option<Vec<V
         Arc::new(own)
     });
     Some(mixed.collect())
-}
-
-/// Replaces about every second element.
-fn mix(x: &mut [f32], other: &[f32], random: &mut Random) {
-    for (x, other) in x.chunks_mut(64).zip(other.chunks(64)) {
-        let bits = random.next_u64();
-        for (i, (x, &other)) in x.iter_mut().zip(other).enumerate() {
-            *x = if bits >> i & 1 == 1 { other } else { *x };
-        }
-    }
 }

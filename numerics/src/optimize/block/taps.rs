@@ -1,6 +1,7 @@
 //! Where a convolution of a block reads.
 
 use super::Geometry;
+use crate::simd::vectorized;
 
 /// Neighbouring positions of the result for which a tap reads places of the input at a constant distance.
 #[derive(Debug, Clone, Copy)]
@@ -73,33 +74,58 @@ impl Taps {
     pub(super) fn columns(&self, x: &[f32]) -> Vec<f32> {
         let size = self.count * self.positions;
         let mut out = vec![0.0; x.len() / self.plane * size];
-        let channels = x.chunks_exact(self.plane);
-        for (channel, out) in channels.zip(out.chunks_exact_mut(size)) {
-            for run in &self.runs {
-                let out = &mut out[run.tap * self.positions..];
-                run.each(channel, &mut out[run.to..run.to + run.len], |y, x| *y = x);
-            }
-        }
+        vectorized(
+            #[inline(always)]
+            || {
+                let channels = x.chunks_exact(self.plane);
+                for (channel, out) in channels.zip(out.chunks_exact_mut(size)) {
+                    for run in &self.runs {
+                        let out = &mut out[run.tap * self.positions..];
+                        run.each(
+                            channel,
+                            &mut out[run.to..run.to + run.len],
+                            #[inline(always)]
+                            |y, x| *y = x,
+                        );
+                    }
+                }
+            },
+        );
         out
     }
 
     /// Adds the gradient of the columns to that of the input.
     pub(super) fn scatter(&self, columns: &[f32], x: &mut [f32]) {
-        let rows = columns.chunks_exact(self.count * self.positions);
-        for (channel, columns) in x.chunks_exact_mut(self.plane).zip(rows) {
-            for run in &self.runs {
-                let own = &columns[run.tap * self.positions..];
-                run.back(channel, &own[run.to..run.to + run.len], 1.0);
-            }
-        }
+        vectorized(
+            #[inline(always)]
+            || {
+                let rows = columns.chunks_exact(self.count * self.positions);
+                for (channel, columns) in x.chunks_exact_mut(self.plane).zip(rows) {
+                    for run in &self.runs {
+                        let own = &columns[run.tap * self.positions..];
+                        run.back(channel, &own[run.to..run.to + run.len], 1.0);
+                    }
+                }
+            },
+        );
     }
 
     /// Adds what one row with a weight for each tap computes from one channel.
     pub(super) fn add_row(&self, y: &mut [f32], weights: &[f32], x: &[f32]) {
-        for run in &self.runs {
-            let w = weights[run.tap];
-            run.each(x, &mut y[run.to..run.to + run.len], |y, x| *y += w * x);
-        }
+        vectorized(
+            #[inline(always)]
+            || {
+                for run in &self.runs {
+                    let w = weights[run.tap];
+                    run.each(
+                        x,
+                        &mut y[run.to..run.to + run.len],
+                        #[inline(always)]
+                        |y, x| *y += w * x,
+                    );
+                }
+            },
+        );
     }
 
     /// Adds the gradients of the weights of such a row and, where it is wanted, of the channel.
@@ -110,13 +136,18 @@ impl Taps {
         dw: &mut [f32],
         mut dx: Option<&mut [f32]>,
     ) {
-        for run in &self.runs {
-            let dy = &dy[run.to..run.to + run.len];
-            dw[run.tap] += run.product(x, dy);
-            if let Some(dx) = dx.as_deref_mut() {
-                run.back(dx, dy, weights[run.tap]);
-            }
-        }
+        vectorized(
+            #[inline(always)]
+            || {
+                for run in &self.runs {
+                    let dy = &dy[run.to..run.to + run.len];
+                    dw[run.tap] += run.product(x, dy);
+                    if let Some(dx) = dx.as_deref_mut() {
+                        run.back(dx, dy, weights[run.tap]);
+                    }
+                }
+            },
+        );
     }
 }
 
@@ -127,22 +158,41 @@ impl Run {
         from > last && (self.len == 1 || from - last == self.step)
     }
 
+    #[inline(always)]
     fn each(&self, x: &[f32], y: &mut [f32], f: impl Fn(&mut f32, f32)) {
         let x = &x[self.from..];
         match self.step {
-            1 => y.iter_mut().zip(x).for_each(|(y, &x)| f(y, x)),
-            step => (y.iter_mut().zip(x.iter().step_by(step))).for_each(|(y, &x)| f(y, x)),
+            1 => {
+                for (y, &x) in y.iter_mut().zip(x) {
+                    f(y, x);
+                }
+            }
+            step => {
+                for (y, &x) in y.iter_mut().zip(x.iter().step_by(step)) {
+                    f(y, x);
+                }
+            }
         }
     }
 
+    #[inline(always)]
     fn back(&self, x: &mut [f32], y: &[f32], w: f32) {
         let x = &mut x[self.from..];
         match self.step {
-            1 => x.iter_mut().zip(y).for_each(|(x, y)| *x += w * y),
-            step => (x.iter_mut().step_by(step).zip(y)).for_each(|(x, y)| *x += w * y),
+            1 => {
+                for (x, y) in x.iter_mut().zip(y) {
+                    *x += w * y;
+                }
+            }
+            step => {
+                for (x, y) in x.iter_mut().step_by(step).zip(y) {
+                    *x += w * y;
+                }
+            }
         }
     }
 
+    #[inline(always)]
     fn product(&self, x: &[f32], y: &[f32]) -> f32 {
         let x = &x[self.from..];
         match self.step {
@@ -152,18 +202,19 @@ impl Run {
     }
 }
 
-/// A product in four sums, which vector instructions take at once.
+/// A product in eight sums, which vector instructions take at once.
+#[inline(always)]
 fn dot(x: &[f32], y: &[f32]) -> f32 {
-    let mut sums = [0.0f32; 4];
-    let (xs, ys) = (x.chunks_exact(4), y.chunks_exact(4));
+    let mut sums = [0.0f32; 8];
+    let (xs, ys) = (x.chunks_exact(8), y.chunks_exact(8));
     let rest = xs.remainder().iter().zip(ys.remainder());
     let rest: f32 = rest.map(|(x, y)| x * y).sum();
     for (x, y) in xs.zip(ys) {
-        for i in 0..4 {
+        for i in 0..8 {
             sums[i] += x[i] * y[i];
         }
     }
-    (sums[0] + sums[1]) + (sums[2] + sums[3]) + rest
+    sums.iter().sum::<f32>() + rest
 }
 
 #[cfg(test)]
