@@ -9,7 +9,7 @@ use onnx_quant::ir::engine::Engine;
 use onnx_quant::ir::save;
 use onnx_quant::mixed::assign::Budget;
 use onnx_quant::mixed::auto::{self, Chosen, Measure, Mixed, Wish};
-use onnx_quant::mixed::candidates::{Candidate, Pin};
+use onnx_quant::mixed::candidates::{self, Candidate, Pin};
 use onnx_quant::mixed::loss::LossKind;
 use onnx_quant::mixed::plan_file;
 use onnx_quant::mixed::sensitivity::Sensitivity;
@@ -33,13 +33,9 @@ use super::{Global, Outcome, check_output, output};
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Mixed precision")]
 pub(crate) struct MeasureArgs {
-    /// Formats to choose from, WEIGHTS or WEIGHTS/ACTIVATIONS, separated by commas
-    #[arg(
-        long,
-        value_name = "LIST",
-        value_delimiter = ',',
-        default_value = "int8:channel"
-    )]
+    /// Formats to choose from, WEIGHTS or WEIGHTS/ACTIVATIONS, separated by commas [default: int8:channel; for
+    /// quantize --auto with --max-size, --avg-bits or --max-bops also int4 in blocks of 32, 64 and 128]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
     candidates: Vec<Candidate>,
     /// Samples on which the sensitivity of each layer is measured
     #[arg(long, value_name = "N", default_value = "64", value_parser = clap::value_parser!(u64).range(1..))]
@@ -58,9 +54,15 @@ pub(crate) struct MeasureArgs {
 }
 
 impl MeasureArgs {
-    fn measure(&self, memory: usize) -> Measure {
+    /// How to measure, where a budget is for something smaller than 8 bits or not.
+    fn measure(&self, memory: usize, small: bool) -> Measure {
+        let candidates = match (self.candidates.is_empty(), small) {
+            (false, _) => self.candidates.clone(),
+            (true, false) => candidates::usual(),
+            (true, true) => candidates::small(),
+        };
         Measure {
-            candidates: self.candidates.clone(),
+            candidates,
             samples: usize::try_from(self.analysis_samples).unwrap_or(usize::MAX),
             memory,
             loss: self.loss,
@@ -174,13 +176,20 @@ impl AutoArgs {
             }
             return Ok(None);
         }
-        let mut measure = self.measure.measure(job.optimize.memory);
+        let b = &self.budget;
+        let small = b.max_size.is_some() || b.avg_bits.is_some() || b.max_bops.is_some();
+        let mut measure = self.measure.measure(job.optimize.memory, small);
         measure.latency = self.budget.max_latency.is_some();
         let sensitivity = match &self.sensitivity {
             Some(path) => Some(Sensitivity::read(path)?),
             None => None,
         };
-        let wish = self.budget.wish(&self.measure.candidates, job.max_drop);
+        let wished = match &sensitivity {
+            // What was measured is what there is to choose from.
+            Some(_) => self.measure.candidates.clone(),
+            None => measure.candidates.clone(),
+        };
+        let wish = self.budget.wish(&wished, job.max_drop);
         let mixed = auto::run(job, &measure, sensitivity, &wish, engine, say)?;
         if let Some(built) = &mixed.chosen.built {
             job.settings = built.settings.clone();
@@ -330,7 +339,7 @@ pub(crate) fn analyze(args: &AnalyzeArgs, global: &Global) -> anyhow::Result<Out
         resume: args.resume,
         ..args
             .measure
-            .measure(usize::try_from(args.memory).unwrap_or(usize::MAX))
+            .measure(usize::try_from(args.memory).unwrap_or(usize::MAX), false)
     };
     let engine = args.engine.engine()?;
     let ready = auto::ready(&job, &measure.candidates, &engine, &mut say)?;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use onnx_quant_numerics::format::Format;
+use onnx_quant_numerics::format::{Base, Format, Granularity};
 use onnx_quant_passes::layers::Choice;
 
 /// A format of weights, and where it is given one of activations.
@@ -41,6 +41,27 @@ impl fmt::Display for Candidate {
             Some(a) => write!(f, "/{a}"),
             None => Ok(()),
         }
+    }
+}
+
+/// What is chosen from where nothing is said: INT8 with a scale for each channel.
+pub fn usual() -> Vec<Candidate> {
+    vec![weights(Base::INT8, Granularity::Channel)]
+}
+
+/// What is chosen from where a budget may be for less: [`usual`], and INT4 in blocks, the longer the smaller.
+pub fn small() -> Vec<Candidate> {
+    let blocks = [32, 64, 128].map(|n| weights(Base::INT4, Granularity::Block(n)));
+    usual().into_iter().chain(blocks).collect()
+}
+
+fn weights(base: Base, granularity: Granularity) -> Candidate {
+    Candidate {
+        weights: Some(Format {
+            base,
+            granularity: Some(granularity),
+        }),
+        activations: None,
     }
 }
 

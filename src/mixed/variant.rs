@@ -9,7 +9,7 @@ use onnx_quant_passes::layers::{Choice, LayerRule, Pinned};
 use onnx_quant_passes::ops;
 use onnx_quant_passes::plan::{ActivationPlan, Precision, PrecisionPlan};
 use onnx_quant_passes::settings::{FloatSettings, QuantSettings, Selection};
-use onnx_quant_passes::target::cannot_run;
+use onnx_quant_passes::target::{TargetName, cannot_run};
 
 use crate::error::Error;
 use crate::extend::Stage;
@@ -71,7 +71,15 @@ pub(super) fn make(
         ..settings.clone()
     };
     let mut model = layer.clone();
-    let mut run = planned(&mut model, own)?;
+    let mut run = planned(&mut model, own.clone())?;
+    // Some targets take such weights with quantized activations alone, which the layer has: by others' rules they are
+    // stored all the same.
+    let stored_alone = (run.cx.get::<PrecisionPlan>()).is_some_and(|p| stands(p, weights).is_ok());
+    if weights.is_some() && input.is_some() && !stored_alone {
+        let target = TargetName::Generic;
+        model = layer.clone();
+        run = planned(&mut model, QuantSettings { target, ..own })?;
+    }
     let plan = run
         .cx
         .get_mut::<PrecisionPlan>()

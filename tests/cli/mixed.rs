@@ -408,6 +408,39 @@ fn a_node_left_in_float_gets_no_needless_pairs() {
 }
 
 #[test]
+fn a_target_that_takes_weights_with_activations_alone_has_both() {
+    let dir = Sandbox::new();
+    dir.line("demo --out d -q").ends(0);
+    dir.line("analyze d/model.onnx --calib d/calib.npz --samples 32 --target tensorrt -o s.json")
+        .ends(0);
+    let found = json(&dir, "s.json");
+    let layers = found["layers"].as_array().unwrap();
+    let measured = |both: bool| {
+        let formats = layers.iter().flat_map(|l| l["formats"].as_array().unwrap());
+        let of = formats.filter(|f| f["weights"].is_string());
+        of.filter(|f| f["activations"].is_string() == both && f["loss"].is_number())
+            .count()
+    };
+    assert!(measured(true) > layers.len() / 2, "{found}");
+    assert_eq!(measured(false), 0);
+    dir.line("quantize d/model.onnx --calib d/calib.npz --samples 32 --target tensorrt --auto --sensitivity s.json --avg-bits 12 -o q.onnx")
+        .ends(0);
+}
+
+#[test]
+fn a_budget_below_8_bits_is_held_without_a_list_of_formats() {
+    let dir = Sandbox::new();
+    dir.line("demo --out d -q").ends(0);
+    dir.line("quantize d/model.onnx --calib d/calib.npz --samples 32 --activations none --auto --avg-bits 6 -o q.onnx --save-plan p.toml")
+        .ends(0);
+    let p = plan(&dir, "p.toml");
+    let own = p["layer"].as_array().unwrap().iter();
+    let formats: Vec<&str> = own.filter_map(|l| l.get("weights")?.as_str()).collect();
+    assert!(formats.iter().any(|f| f.starts_with("int4:block")), "{p}");
+    assert!(formats.contains(&"int8:channel"), "{p}");
+}
+
+#[test]
 fn options_that_need_each_other_say_so() {
     let dir = Sandbox::with_net();
     dir.line("quantize net.onnx --max-size 1kB -o q.onnx")
