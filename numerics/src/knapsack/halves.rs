@@ -202,7 +202,7 @@ pub(super) fn enumerate(
         if !complete && width > NARROW {
             return (found, gap <= 0.0);
         }
-        let Some(class) = next.next().filter(|c| c.nearest < gap) else {
+        let Some(class) = next.find(|c| c.nearest < gap) else {
             return (found, complete || gap <= 0.0);
         };
         let smaller = usize::from(b.states().len() < a.states().len());

@@ -60,7 +60,15 @@ proptest! {
 
 /// A class for each layer of a made-up network: fewer bytes for more loss, eight formats.
 fn network(layers: usize) -> Vec<Vec<Choice>> {
-    let mut seed = 1u64;
+    made(layers, 1, &[2, 3, 4, 5, 6, 8, 16, 32])
+}
+
+/// The same in four formats.
+fn layers(count: usize, seed: u64) -> Vec<Vec<Choice>> {
+    made(count, seed, &[2, 4, 8, 16])
+}
+
+fn made(layers: usize, mut seed: u64, bits: &[u32]) -> Vec<Vec<Choice>> {
     let mut random = || {
         seed = seed
             .wrapping_mul(6_364_136_223_846_793_005)
@@ -75,9 +83,8 @@ fn network(layers: usize) -> Vec<Vec<Choice>> {
                 cost: (values * f64::from(bits) / 8.0) as u64 + 64,
                 loss: weight * noise * (-1.4 * f64::from(bits)).exp(),
             };
-            [2, 3, 4, 5, 6, 8, 16, 32]
-                .map(|b| choice(b, 0.5 + random()))
-                .to_vec()
+            let each = bits.iter().map(|&b| choice(b, 0.5 + random()));
+            each.collect()
         })
         .collect()
 }
@@ -110,6 +117,21 @@ fn trying_choice_by_choice_finds_what_enumerating_everything_finds() {
             let branched = least_loss(&classes, budget).unwrap();
             let whole = search(&mut classes.clone(), budget, f64::INFINITY, usize::MAX).unwrap();
             assert_eq!(branched.loss, whole.loss);
+        }
+    }
+}
+
+#[test]
+fn layers_have_the_best_formats_that_enumeration_finds() {
+    for seed in 0..300 {
+        let classes = layers(6, seed);
+        let least: u64 = classes.iter().map(|c| c[0].cost).sum();
+        let every = all(&classes);
+        for share in [3, 10, 30, 60] {
+            let budget = least + least * share / 40;
+            let fits = every.iter().filter(|s| s.cost <= budget);
+            let best = fits.map(|s| s.loss).min_by(f64::total_cmp);
+            assert_eq!(least_loss(&classes, budget).map(|s| s.loss), best, "{seed}");
         }
     }
 }
