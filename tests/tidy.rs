@@ -419,3 +419,30 @@ fn the_licences_are_there() {
         assert!(read(&root().join(file)).contains(words), "{file}");
     }
 }
+
+#[test]
+fn the_example_crate_locks_what_its_dependencies_need() {
+    let table = |path: &str| -> toml::Table { read(&root().join(path)).parse().unwrap() };
+    let lock = table("examples/build-time/Cargo.lock");
+    let packages = lock["package"].as_array().unwrap();
+    let mut faults = Vec::new();
+    for folder in ["proto", "ir", "numerics", "passes"] {
+        let manifest = table(&format!("{folder}/Cargo.toml"));
+        let own = packages
+            .iter()
+            .find(|p| p["name"] == manifest["package"]["name"]);
+        let locked = own.and_then(|p| p.get("dependencies")?.as_array());
+        let locked: BTreeSet<&str> = (locked.into_iter().flatten())
+            .filter_map(|d| d.as_str()?.split(' ').next())
+            .collect();
+        for (name, how) in manifest["dependencies"].as_table().unwrap() {
+            let optional = how.get("optional").and_then(toml::Value::as_bool) == Some(true);
+            if !optional && !locked.contains(name.as_str()) {
+                faults.push(format!(
+                    "examples/build-time/Cargo.lock: {folder} needs {name}"
+                ));
+            }
+        }
+    }
+    report(&faults);
+}

@@ -58,6 +58,16 @@ proptest! {
     }
 }
 
+/// Numbers of 31 bits.
+fn generator(mut state: u64) -> impl FnMut() -> u64 {
+    move || {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        state >> 33
+    }
+}
+
 /// A class for each layer of a made-up network: fewer bytes for more loss, eight formats.
 fn network(layers: usize) -> Vec<Vec<Choice>> {
     made(layers, 1, &[2, 3, 4, 5, 6, 8, 16, 32])
@@ -68,13 +78,9 @@ fn layers(count: usize, seed: u64) -> Vec<Vec<Choice>> {
     made(count, seed, &[2, 4, 8, 16])
 }
 
-fn made(layers: usize, mut seed: u64, bits: &[u32]) -> Vec<Vec<Choice>> {
-    let mut random = || {
-        seed = seed
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (seed >> 33) as f64 / f64::from(1u32 << 31)
-    };
+fn made(layers: usize, seed: u64, bits: &[u32]) -> Vec<Vec<Choice>> {
+    let mut next = generator(seed);
+    let mut random = || next() as f64 / f64::from(1u32 << 31);
     (0..layers)
         .map(|_| {
             let values = 1000.0 + random() * 1e6;
@@ -139,16 +145,10 @@ fn layers_have_the_best_formats_that_enumeration_finds() {
 #[test]
 fn where_every_byte_is_worth_the_same_the_budget_is_used_up() {
     // The hard case of the literature: each choice loses what it saves, so that no price tells one from another.
-    let mut state = 7u64;
-    let mut random = || {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        state >> 44
-    };
+    let mut random = generator(7);
     let classes: Vec<Vec<Choice>> = (0..1000)
         .map(|_| {
-            let costs = (0..8).map(|_| random());
+            let costs = (0..8).map(|_| random() >> 11);
             let of = |cost: u64| Choice {
                 cost,
                 loss: ((1u64 << 20) - cost) as f64,

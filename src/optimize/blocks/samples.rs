@@ -141,9 +141,10 @@ struct Slice {
 impl Source for Slice {
     fn get(&self) -> Cow<'_, [f32]> {
         let bytes = self.tensor.bytes().unwrap_or_default();
-        let own = &bytes[4 * self.from..4 * (self.from + self.size)];
+        let own = bytes.get(4 * self.from..4 * (self.from + self.size));
         let read = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
-        Cow::Owned(own.chunks_exact(4).map(read).collect())
+        let own = own.unwrap_or_default().chunks_exact(4);
+        Cow::Owned(own.map(read).collect())
     }
 }
 
