@@ -1,7 +1,10 @@
 //! Large tensors that wait for the end of a run: in temporary files, which are mapped, so that they take no memory of
 //! the process until they are read.
 
+use std::fs::File;
 use std::io::{self, Write};
+
+use bytes::Bytes;
 
 use crate::mmap;
 use crate::tensor::Tensor;
@@ -20,8 +23,16 @@ pub fn spill(tensor: &Tensor) -> io::Result<Tensor> {
     }
     let mut file = tempfile::tempfile()?;
     file.write_all(&bytes)?;
-    let mapped = mmap::map_open(&file)?;
+    let mapped = map(&file)?;
     Ok(Tensor::from_raw(tensor.dtype(), tensor.dims(), mapped))
+}
+
+/// Maps a temporary file that is open and not empty; it goes when nothing uses the map any more.
+///
+/// # Errors
+/// What the system says.
+pub fn map(file: &File) -> io::Result<Bytes> {
+    mmap::map_open(file)
 }
 
 /// Gives the memory back that pages of mapped files take, those of models among them. Nothing that was read changes; what

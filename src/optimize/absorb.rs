@@ -8,6 +8,7 @@ use onnx_quant_ir::{Model, Tensor, ValueId};
 use onnx_quant_passes::absorb_biases::{self, LeastValues, Site};
 
 use super::flow::Flow;
+use super::store::Budget;
 use crate::data::{Batch, DataSet};
 use crate::error::Error;
 
@@ -36,7 +37,7 @@ pub(super) fn least_values(
         let pairs = tensors.iter().zip(&sites);
         Ok(pairs.map(|(t, site)| minima(t, site)).collect::<Vec<_>>())
     };
-    Flow::new(engine, data, 0).run(model, &values, measure, |parts| {
+    Flow::new(engine, data, &Budget::new(0)).run(model, &values, measure, |parts| {
         for (all, part) in least.iter_mut().zip(parts) {
             all.iter_mut().zip(part).for_each(|(a, p)| *a = a.min(p));
         }

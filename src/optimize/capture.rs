@@ -7,6 +7,7 @@ use onnx_quant_numerics::optimize::random::Random;
 use onnx_quant_passes::layer::{Matrix, Unit, geometry};
 
 use super::flow::Flow;
+use super::store::{Budget, Floats, Put, Scratch, Sealed};
 use crate::data::{Batch, DataSet};
 use crate::error::Error;
 
@@ -18,65 +19,134 @@ const ROWS: usize = 16384;
 const HELD_OUT: usize = 4;
 
 /// Sampled rows.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub(super) struct Rows {
     /// Inputs as the quantized layers before give them, for each group `[count, cols]`.
-    pub(super) inputs: Vec<Vec<f32>>,
+    pub(super) inputs: Vec<Floats>,
     /// The same of the float model.
-    pub(super) float: Vec<Vec<f32>>,
+    pub(super) float: Vec<Floats>,
     /// The float model's result behind activation and residual, `[count, rows]`.
-    pub(super) targets: Vec<f32>,
+    pub(super) targets: Floats,
     /// What the residual connection adds in the quantized model, `[count, rows]`; empty where there is none.
-    pub(super) residual: Vec<f32>,
+    pub(super) residual: Floats,
     /// Rows.
     pub(super) count: usize,
 }
 
-impl Rows {
-    fn empty(matrix: &Matrix) -> Self {
-        Self {
-            inputs: vec![Vec::new(); matrix.groups],
-            float: vec![Vec::new(); matrix.groups],
-            ..Self::default()
-        }
-    }
-
-    fn append(&mut self, mut other: Self) {
-        for (mine, theirs) in self.inputs.iter_mut().zip(&mut other.inputs) {
-            mine.append(theirs);
-        }
-        for (mine, theirs) in self.float.iter_mut().zip(&mut other.float) {
-            mine.append(theirs);
-        }
-        self.targets.append(&mut other.targets);
-        self.residual.append(&mut other.residual);
-        self.count += other.count;
-    }
-
-    /// Puts the rows in random order.
-    fn shuffle(&mut self, matrix: &Matrix, random: &mut Random) {
-        let mut order: Vec<usize> = (0..self.count).collect();
-        random.shuffle(&mut order);
-        let turn = |data: &mut Vec<f32>, width: usize| {
-            let row = |&r: &usize| data[r * width..(r + 1) * width].iter().copied();
-            *data = order.iter().flat_map(row).collect();
-        };
-        self.inputs
-            .iter_mut()
-            .chain(&mut self.float)
-            .for_each(|x| turn(x, matrix.cols));
-        turn(&mut self.targets, matrix.rows);
-        if !self.residual.is_empty() {
-            turn(&mut self.residual, matrix.rows);
-        }
-    }
-}
-
 /// Rows to learn from and rows to judge by.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Samples {
     pub(super) train: Rows,
     pub(super) held: Rows,
+}
+
+/// Rows of one of these matrices, as batch after batch brings them.
+#[derive(Default)]
+struct Pieces(Vec<(usize, Put)>);
+
+impl Pieces {
+    /// Puts the rows of a batch away, those of each group.
+    fn push(
+        &mut self,
+        scratch: &mut Scratch,
+        groups: &[Vec<f32>],
+        width: usize,
+    ) -> Result<(), Error> {
+        let count: usize = groups.iter().map(Vec::len).sum();
+        let put = scratch.floats(count, groups.iter().map(Vec::as_slice))?;
+        let rows = count / (width * groups.len()).max(1);
+        self.0.push((rows, put));
+        Ok(())
+    }
+
+    fn rows(&self) -> usize {
+        self.0.iter().map(|(rows, _)| rows).sum()
+    }
+
+    /// The rows of each of `groups` in another order.
+    fn arrange(
+        self,
+        (pieces, scratch): (&Sealed, &mut Scratch),
+        (groups, width): (usize, usize),
+        order: &[usize],
+    ) -> Result<Vec<Put>, Error> {
+        let parts: Vec<(usize, Floats)> = self
+            .0
+            .iter()
+            .map(|(n, put)| (*n, pieces.floats(put)))
+            .collect();
+        drop(self);
+        let each = (0..groups).map(|g| {
+            let mut rows: Vec<&[f32]> = Vec::with_capacity(order.len());
+            for (n, all) in &parts {
+                rows.extend(all[g * n * width..(g + 1) * n * width].chunks_exact(width));
+            }
+            scratch.floats(order.len() * width, order.iter().map(|&r| rows[r]))
+        });
+        let done = each.collect();
+        pieces.release();
+        done
+    }
+}
+
+/// The matrices of [`Rows`] while they come.
+#[derive(Default)]
+struct Coming {
+    inputs: Pieces,
+    float: Pieces,
+    targets: Pieces,
+    residual: Pieces,
+}
+
+/// The matrices of [`Rows`] where they were put.
+struct Arranged {
+    inputs: Vec<Put>,
+    float: Vec<Put>,
+    targets: Vec<Put>,
+    residual: Vec<Put>,
+    count: usize,
+}
+
+impl Coming {
+    /// Puts the rows in order, at random where there is a seed.
+    fn arrange(
+        self,
+        matrix: &Matrix,
+        (pieces, scratch): (&Sealed, &mut Scratch),
+        random: Option<Random>,
+    ) -> Result<Arranged, Error> {
+        let count = self.targets.rows();
+        let mut order: Vec<usize> = (0..count).collect();
+        if let Some(mut random) = random {
+            random.shuffle(&mut order);
+        }
+        let (inner, outer) = ((matrix.groups, matrix.cols), (1, matrix.rows));
+        let mut arrange = |matrix: Pieces, form| {
+            let order = if matrix.rows() == 0 { &[][..] } else { &order };
+            matrix.arrange((pieces, &mut *scratch), form, order)
+        };
+        Ok(Arranged {
+            inputs: arrange(self.inputs, inner)?,
+            float: arrange(self.float, inner)?,
+            targets: arrange(self.targets, outer)?,
+            residual: arrange(self.residual, outer)?,
+            count,
+        })
+    }
+}
+
+impl Arranged {
+    fn read(&self, sealed: &Sealed) -> Rows {
+        let each = |puts: &[Put]| puts.iter().map(|p| sealed.floats(p)).collect();
+        let one = |puts: &[Put]| puts.first().map(|p| sealed.floats(p)).unwrap_or_default();
+        Rows {
+            inputs: each(&self.inputs),
+            float: each(&self.float),
+            targets: one(&self.targets),
+            residual: one(&self.residual),
+            count: self.count,
+        }
+    }
 }
 
 /// The values that one use of a weight is judged by.
@@ -102,25 +172,23 @@ pub(super) struct Side<'a, 'b> {
     pub(super) flow: &'b Flow<'a>,
 }
 
-/// Samples rows of a layer with one or more uses.
+/// Samples rows of a layer with one or more uses, of the float model and of the quantized one.
 ///
 /// # Errors
 /// A part of a model that cannot be run; `Ok(Err)` where the layer cannot be sampled, and why.
 pub(super) fn capture(
-    float: &Side<'_, '_>,
-    quantized: &Side<'_, '_>,
-    units: &[(Unit, usize)],
-    matrix: &Matrix,
+    [float, quantized]: [Side<'_, '_>; 2],
+    (units, matrix): (&[(Unit, usize)], &Matrix),
     data: &DataSet,
     (seed, key): (u64, &str),
+    budget: &Budget,
 ) -> Result<Result<Samples, String>, Error> {
     let width = 2 * matrix.cols * matrix.groups + 2 * matrix.rows;
-    let budget = (BYTES / (4 * width)).clamp(64, ROWS) / units.len();
-    let per_sample = budget.div_ceil(data.len().max(1)).max(1);
-    let mut samples = Samples {
-        train: Rows::empty(matrix),
-        held: Rows::empty(matrix),
-    };
+    let rows = (BYTES / (4 * width)).clamp(64, ROWS) / units.len();
+    let per_sample = rows.div_ceil(data.len().max(1)).max(1);
+    let mut scratch = Scratch::new(budget);
+    // Rows to learn from, and those that are held out.
+    let mut coming = [Coming::default(), Coming::default()];
     let mut fault = None;
     for (unit, activation) in units {
         let Some(wanted) = wanted(float.model, quantized.model, unit, *activation) else {
@@ -129,18 +197,19 @@ pub(super) fn capture(
         // The float side first: it says which rows are taken.
         let pick = |batch: &Batch, exact: Vec<Tensor>| {
             let random = Random::named(seed ^ (batch.index as u64) << 20, key);
-            Ok(Picked::new(
-                float.model,
-                (unit, matrix),
-                batch,
-                &exact,
-                (per_sample, random),
-            ))
+            let of = (float.model, unit, matrix);
+            Ok(Picked::new(of, batch, &exact, (per_sample, random)))
         };
         let mut picked: Vec<Picked> = Vec::new();
         float.flow.run(float.model, &wanted.float, pick, |p| {
             match p {
-                Ok(p) => picked.push(p),
+                Ok((p, parts)) => {
+                    picked.push(p);
+                    for (coming, (inputs, targets)) in coming.iter_mut().zip(parts) {
+                        coming.float.push(&mut scratch, &inputs, matrix.cols)?;
+                        coming.targets.push(&mut scratch, &[targets], matrix.rows)?;
+                    }
+                }
                 Err(why) => fault = Some(why),
             }
             Ok(())
@@ -150,35 +219,45 @@ pub(super) fn capture(
         }
         let complete =
             |batch: &Batch, seen: Vec<Tensor>| Ok(picked[batch.index].seen(matrix, &seen));
-        let mut parts = Vec::new();
-        quantized
-            .flow
-            .run(quantized.model, &wanted.quantized, complete, |seen| {
-                parts.push(seen);
-                Ok(())
-            })?;
-        for (mut picked, seen) in picked.into_iter().zip(parts) {
+        let keep = |seen: Result<[Seen; 2], String>| {
             match seen {
-                Ok(seen) => {
-                    picked.add(seen);
-                    samples.train.append(picked.train);
-                    samples.held.append(picked.held);
+                Ok(parts) => {
+                    for (coming, (inputs, residual)) in coming.iter_mut().zip(parts) {
+                        coming.inputs.push(&mut scratch, &inputs, matrix.cols)?;
+                        coming
+                            .residual
+                            .push(&mut scratch, &[residual], matrix.rows)?;
+                    }
                 }
                 Err(why) => fault = Some(why),
             }
-        }
+            Ok(())
+        };
+        quantized
+            .flow
+            .run(quantized.model, &wanted.quantized, complete, keep)?;
     }
     if let Some(why) = fault {
         return Ok(Err(why));
     }
-    if samples.train.count == 0 {
+    if coming[0].targets.rows() == 0 {
         return Ok(Err("no calibration sample reaches it".to_owned()));
     }
-    samples.train.shuffle(matrix, &mut Random::named(seed, key));
-    Ok(Ok(samples))
+    let pieces = scratch.seal()?;
+    let mut scratch = Scratch::new(budget);
+    let [train, held] = coming;
+    let random = Some(Random::named(seed, key));
+    let train = train.arrange(matrix, (&pieces, &mut scratch), random)?;
+    let held = held.arrange(matrix, (&pieces, &mut scratch), None)?;
+    drop(pieces);
+    let sealed = scratch.seal()?;
+    Ok(Ok(Samples {
+        train: train.read(&sealed),
+        held: held.read(&sealed),
+    }))
 }
 
-/// Which rows of a batch are taken, and what the float model has there.
+/// Which rows of a batch are taken.
 struct Picked {
     /// Samples, or the whole batch where its first axis is something else.
     blocks: usize,
@@ -187,12 +266,10 @@ struct Picked {
     conv: Option<Geometry>,
     /// For each block that is taken: its number, whether it is held out, and its rows.
     chosen: Vec<(usize, bool, Vec<usize>)>,
-    train: Rows,
-    held: Rows,
 }
 
-/// What the quantized model has there, for the rows to learn from and those held out: inputs by group, and residuals.
-type Seen = [(Vec<Vec<f32>>, Vec<f32>); 2];
+/// Rows of inputs by group, and of results or residuals.
+type Seen = (Vec<Vec<f32>>, Vec<f32>);
 
 fn values(t: &Tensor) -> Result<Vec<f32>, String> {
     t.to_f32().map_err(|e| e.to_string())
@@ -203,13 +280,13 @@ fn sizes(t: &Tensor) -> Vec<usize> {
 }
 
 impl Picked {
+    /// Picks rows, and takes them of the float model's values for what is learned from and for what is held out.
     fn new(
-        model: &Model,
-        (unit, matrix): (&Unit, &Matrix),
+        (model, unit, matrix): (&Model, &Unit, &Matrix),
         batch: &Batch,
         exact: &[Tensor],
         (per_sample, mut random): (usize, Random),
-    ) -> Result<Self, String> {
+    ) -> Result<(Self, [Seen; 2]), String> {
         let (x_dims, t_dims) = (sizes(&exact[0]), sizes(&exact[1]));
         let (x, t) = (values(&exact[0])?, values(&exact[1])?);
         let fed = batch.samples + batch.padded;
@@ -239,26 +316,19 @@ impl Picked {
                 (block, held, rows)
             })
             .collect();
-        let mut picked = Self {
+        let picked = Self {
             blocks,
             positions,
             conv,
             chosen,
-            train: Rows::empty(matrix),
-            held: Rows::empty(matrix),
         };
         let [learn, judge] = picked.inputs(matrix, &x);
         let [targets, held_targets] = picked.outputs(matrix, &t);
-        picked.train.float = learn;
-        picked.held.float = judge;
-        picked.train.count = targets.len() / matrix.rows;
-        picked.held.count = held_targets.len() / matrix.rows;
-        picked.train.targets = targets;
-        picked.held.targets = held_targets;
-        Ok(picked)
+        Ok((picked, [(learn, targets), (judge, held_targets)]))
     }
 
-    fn seen(&self, matrix: &Matrix, seen: &[Tensor]) -> Result<Seen, String> {
+    /// The same rows of what the quantized model has there.
+    fn seen(&self, matrix: &Matrix, seen: &[Tensor]) -> Result<[Seen; 2], String> {
         let [learn, judge] = self.inputs(matrix, &values(&seen[0])?);
         let Some(residual) = seen.get(1) else {
             return Ok([(learn, Vec::new()), (judge, Vec::new())]);
@@ -269,14 +339,6 @@ impl Picked {
         }
         let [own, held] = self.outputs(matrix, &residual);
         Ok([(learn, own), (judge, held)])
-    }
-
-    fn add(&mut self, seen: Seen) {
-        let [(inputs, residual), (held, held_residual)] = seen;
-        self.train.inputs = inputs;
-        self.train.residual = residual;
-        self.held.inputs = held;
-        self.held.residual = held_residual;
     }
 
     /// The chosen rows of a layer's input, by group.

@@ -24,6 +24,7 @@ use super::flow::Flow;
 use super::layer::{self, Chosen, Layer, Ties};
 use super::methods::Method;
 use super::notes::Notes;
+use super::store::Budget;
 use super::submodel::Cuts;
 use super::tasks::{Task, grid, label, tasks};
 use crate::data::DataSet;
@@ -142,6 +143,7 @@ pub fn optimize(
         return Ok(outcome);
     };
     round_others(&mut quantized, &plan, &tasks, (settings, importance));
+    let kept = Budget::new(options.memory / 2);
     let mut walk = Walk {
         model,
         quantized,
@@ -149,7 +151,8 @@ pub fn optimize(
         settings: (settings, importance),
         options,
         data,
-        flows: [0; 2].map(|_| Flow::new(engine, data, options.memory / 2)),
+        flows: [0; 2].map(|_| Flow::new(engine, data, &kept)),
+        budget: Budget::new(options.memory / 2),
         cuts: Cuts::new(model, &nodes),
         at: 0,
         members: Vec::new(),
@@ -208,6 +211,8 @@ struct Walk<'a> {
     data: &'a DataSet,
     /// Of the float model, and of the quantized one.
     flows: [Flow<'a>; 2],
+    /// For what a layer or a block learns from.
+    budget: Budget,
     cuts: Cuts,
     /// The boundary that the flows stand at.
     at: usize,
@@ -242,7 +247,9 @@ impl Walk<'_> {
             flow: &self.flows[1],
         };
         let seed = (self.options.seed, task.form.key.as_str());
-        let samples = capture::capture(&float, &side, &task.units, &task.matrix, self.data, seed)?;
+        let sides = [float, side];
+        let of = (&task.units[..], &task.matrix);
+        let samples = capture::capture(sides, of, self.data, seed, &self.budget)?;
         let chosen = samples
             .and_then(|s| choose(&self.quantized, task, self.settings, Some(&s), self.options));
         match chosen {
@@ -296,7 +303,8 @@ impl Walk<'_> {
         let learned = match blocks::find(models, &facts, &roots, (last, pooled), &members) {
             Ok(found) => {
                 let sides = [(models.0, &self.flows[0]), (models.1, &self.flows[1])];
-                let samples = blocks::samples(sides[0], sides[1], &found, self.options)?;
+                let drop = self.options.methods.has(Method::Qdrop);
+                let samples = blocks::samples(sides[0], sides[1], &found, drop, &self.budget)?;
                 samples.and_then(|s| blocks::learn(&found, &members, &s, self.options))
             }
             Err(why) => Err(why),

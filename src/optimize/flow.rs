@@ -8,7 +8,7 @@ use onnx_quant_ir::engine::{Engine, Request};
 use onnx_quant_ir::{Model, Tensor, ValueId};
 use rayon::prelude::*;
 
-use super::store::Store;
+use super::store::{Budget, Filling, Store};
 use super::submodel;
 use crate::calibrate::windows;
 use crate::data::{Batch, DataSet};
@@ -24,31 +24,27 @@ pub(super) struct Flow<'a> {
     data: &'a DataSet,
     cut: Vec<ValueId>,
     store: Store,
-    memory: usize,
+    budget: Budget,
 }
 
 impl<'a> Flow<'a> {
     /// A flow at the model's inputs.
-    pub(super) fn new(engine: &'a Arc<dyn Engine>, data: &'a DataSet, memory: usize) -> Self {
+    pub(super) fn new(engine: &'a Arc<dyn Engine>, data: &'a DataSet, budget: &Budget) -> Self {
         Self {
             engine,
             data,
             cut: Vec::new(),
-            store: Store::new(memory),
-            memory,
+            store: Store::default(),
+            budget: budget.clone(),
         }
     }
 
     /// Moves to another cut of the model.
     pub(super) fn advance(&mut self, model: &Model, cut: &[ValueId]) -> Result<(), Error> {
-        let mut next = Store::new(self.memory);
-        self.run(
-            model,
-            cut,
-            |_, tensors| Ok(tensors),
-            |tensors| next.push(tensors),
-        )?;
-        self.store = next;
+        let mut next = Filling::new(&self.budget);
+        let keep = |_: &Batch, tensors| Ok(tensors);
+        self.run(model, cut, keep, |tensors: Vec<Tensor>| next.push(&tensors))?;
+        self.store = next.seal()?;
         self.cut = cut.to_vec();
         Ok(())
     }
@@ -124,7 +120,7 @@ impl<'a> Flow<'a> {
         let mut known: BTreeMap<String, Tensor> =
             names.zip(batch.tensors.iter().cloned()).collect();
         if !self.store.is_empty() {
-            let tensors = self.store.get(batch.index)?;
+            let tensors = self.store.get(batch.index);
             let names = self.cut.iter().map(|&v| model.value(v).name.clone());
             known.extend(names.zip(tensors));
         }

@@ -1,5 +1,7 @@
 //! The methods on one layer, each kept only if the layer's output on held-out samples gets better.
 
+use std::borrow::Cow;
+
 use onnx_quant_numerics::optimize::adaround::{self, Activation, Rows as Matrix2};
 use onnx_quant_numerics::optimize::grid::Grid;
 use onnx_quant_numerics::optimize::matrix::Gram;
@@ -299,12 +301,13 @@ impl Layer<'_> {
     }
 
     /// One group's rows of a matrix `[count, rows]`.
-    fn columns(&self, all: &[f32], group: usize) -> Vec<f32> {
+    fn columns<'a>(&self, all: &'a [f32], group: usize) -> Cow<'a, [f32]> {
+        if self.matrix.groups == 1 {
+            return Cow::Borrowed(all);
+        }
         let span = self.span(group);
-        all.chunks_exact(self.matrix.rows)
-            .flat_map(|r| &r[span.clone()])
-            .copied()
-            .collect()
+        let rows = all.chunks_exact(self.matrix.rows);
+        rows.flat_map(|r| &r[span.clone()]).copied().collect()
     }
 
     fn learn(&self, grid: &Grid, rows: &Rows, options: &Options) -> Vec<f32> {

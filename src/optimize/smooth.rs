@@ -21,6 +21,7 @@ use onnx_quant_passes::{ops, quantize_weights};
 use rayon::prelude::*;
 
 use super::flow::Flow;
+use super::store::Budget;
 use crate::data::{Batch, DataSet};
 use crate::error::Error;
 use crate::pipeline::{Run, Watch, plan_passes};
@@ -65,7 +66,7 @@ pub(super) fn search(
         return Ok((ChannelFactors::default(), 0));
     }
     let data = data.clone().limit(SAMPLES);
-    let flow = Flow::new(engine, &data, 0);
+    let flow = Flow::new(engine, &data, &Budget::new(0));
     let values: Vec<ValueId> = sites.iter().map(|s| s.value).collect();
     let per_sample = ROWS.div_ceil(data.len().max(1));
     let mut rows: Vec<[Vec<f32>; 2]> = vec![[Vec::new(), Vec::new()]; sites.len()];

@@ -2,18 +2,17 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
-use onnx_quant_ir::spill::spill;
 use onnx_quant_ir::{DataType, Model, Tensor, ValueId};
 use onnx_quant_numerics::optimize::block::{Data, Source, Value};
 
 use super::Found;
 use crate::data::Batch;
 use crate::error::Error;
-use crate::optimize::Options;
 use crate::optimize::flow::Flow;
-use crate::optimize::methods::Method;
+use crate::optimize::store::{Budget, Floats, Put, Scratch, Sealed};
 
 /// One sample in this many is held out to judge by.
 const HELD_OUT: usize = 4;
@@ -31,15 +30,15 @@ pub(in super::super) fn samples(
     (float, float_flow): (&Model, &Flow<'_>),
     (quantized, quantized_flow): (&Model, &Flow<'_>),
     found: &Found,
-    options: &Options,
+    drop: bool,
+    budget: &Budget,
 ) -> Result<Result<[Data; 2], String>, Error> {
-    let drop = options.methods.has(Method::Qdrop);
-    let bytes = options.memory / if drop { 3 } else { 2 };
     let (sizes, size) = found.sizes.split_at(found.inputs.len());
-    let inputs = gather(quantized, quantized_flow, (&found.inputs, sizes), bytes)?;
-    let targets = gather(float, float_flow, (&[found.output], size), bytes)?;
+    let read = (&found.inputs[..], sizes);
+    let inputs = gather(quantized, quantized_flow, read, budget)?;
+    let targets = gather(float, float_flow, (&[found.output], size), budget)?;
     let exact = match drop {
-        true => gather(float, float_flow, (&found.inputs, sizes), bytes)?,
+        true => gather(float, float_flow, read, budget)?,
         false => Samples::new(),
     };
     let mut parts = [Data::default(), Data::default()];
@@ -62,99 +61,91 @@ pub(in super::super) fn samples(
     Ok(Ok(parts))
 }
 
-/// Values by sample; samples whose values have other sizes are left out. What is more than `limit` bytes goes into temporary
-/// files.
+/// Values by sample; samples whose values have other sizes are left out.
 fn gather(
     model: &Model,
     flow: &Flow<'_>,
     (values, sizes): (&[ValueId], &[usize]),
-    limit: usize,
+    budget: &Budget,
 ) -> Result<Samples, Error> {
     let split = |batch: &Batch, tensors: Vec<Tensor>| {
         let each = tensors.iter().zip(sizes);
         let each = each.map(|(t, &size)| by_sample(t, size, batch));
         Ok((batch.first_sample, batch.samples, each.collect()))
     };
-    let (mut all, mut bytes) = (Samples::new(), 0);
+    let mut scratch = Scratch::new(budget);
+    let mut batches: Vec<(usize, usize, Vec<Split<Put>>)> = Vec::new();
     // What all samples share is kept once.
     let mut shared: Vec<Option<Value>> = vec![None; values.len()];
-    let take = |part: (usize, usize, Option<Vec<Split>>)| {
-        let (first, count, Some(mut parts)) = part else {
+    let take = |part: (usize, usize, Option<Vec<Split<Vec<f32>>>>)| {
+        let (first, count, Some(parts)) = part else {
             return Ok(());
         };
-        for (part, last) in parts.iter_mut().zip(&mut shared) {
-            match part {
+        let mut kept = Vec::with_capacity(parts.len());
+        for (part, last) in parts.into_iter().zip(&mut shared) {
+            kept.push(match part {
                 Split::Shared(x) => match last {
-                    Some(last) if last.get() == x.get() => *x = last.clone(),
-                    _ => *last = Some(x.clone()),
+                    Some(last) if last.get() == x.get() => Split::Shared(last.clone()),
+                    _ => Split::Shared(last.insert(x).clone()),
                 },
-                Split::Each(tensor) => {
-                    bytes += tensor.byte_len().unwrap_or(0);
-                    if bytes > limit
-                        && let Ok(away) = spill(tensor)
-                    {
-                        *tensor = away;
-                    }
-                }
-            }
+                Split::Each(x) => Split::Each(scratch.floats(x.len(), std::iter::once(&x[..]))?),
+            });
         }
-        for i in 0..count {
-            let each = parts.iter().zip(sizes);
-            let own = each.map(|(part, &size)| part.of(i, size));
-            all.insert(first + i, own.collect());
-        }
+        batches.push((first, count, kept));
         Ok(())
     };
     flow.run(model, values, split, take)?;
+    let sealed = scratch.seal()?;
+    let mut all = Samples::new();
+    for (first, count, parts) in &batches {
+        for sample in 0..*count {
+            let each = parts.iter().zip(sizes);
+            let own = each.map(|(part, &size)| part.of(sample, size, &sealed));
+            all.insert(first + sample, own.collect());
+        }
+    }
     Ok(all)
 }
 
 /// A value of a batch.
-enum Split {
-    /// Floats, sample after sample.
-    Each(Tensor),
+enum Split<T> {
+    /// Numbers, sample after sample.
+    Each(T),
     Shared(Value),
 }
 
-impl Split {
+impl Split<Put> {
     /// The value of a sample.
-    fn of(&self, sample: usize, size: usize) -> Value {
+    fn of(&self, sample: usize, size: usize, sealed: &Sealed) -> Value {
         match self {
-            Self::Each(tensor) => Arc::new(Slice {
-                tensor: tensor.clone(),
-                from: sample * size,
-                size,
+            Self::Each(put) => Arc::new(Slice {
+                batch: sealed.floats(put),
+                at: sample * size..(sample + 1) * size,
             }),
             Self::Shared(x) => x.clone(),
         }
     }
 }
 
-/// Some elements of a tensor of floats, which may stand in a mapped file.
+/// The numbers of one sample.
 #[derive(Debug)]
 struct Slice {
-    tensor: Tensor,
-    from: usize,
-    size: usize,
+    batch: Floats,
+    at: Range<usize>,
 }
 
 impl Source for Slice {
     fn get(&self) -> Cow<'_, [f32]> {
-        let bytes = self.tensor.bytes().unwrap_or_default();
-        let own = bytes.get(4 * self.from..4 * (self.from + self.size));
-        let read = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
-        let own = own.unwrap_or_default().chunks_exact(4);
-        Cow::Owned(own.map(read).collect())
+        Cow::Borrowed(self.batch.part(self.at.clone()))
     }
 }
 
 /// A value by sample; `None` where it is of another size.
-fn by_sample(tensor: &Tensor, size: usize, batch: &Batch) -> Option<Split> {
+fn by_sample(tensor: &Tensor, size: usize, batch: &Batch) -> Option<Split<Vec<f32>>> {
     let fed = batch.samples + batch.padded;
     let values = numbers(tensor)?;
     if tensor.dims().first() == Some(&(fed as i64)) && values.len() == size * fed {
-        let dims = [fed as i64, size as i64];
-        return Some(Split::Each(Tensor::from_f32(&dims, &values)));
+        return Some(Split::Each(values));
     }
     (values.len() == size).then(|| Split::Shared(Arc::new(values)))
 }

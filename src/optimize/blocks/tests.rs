@@ -12,6 +12,7 @@ use super::*;
 use crate::data::{DataSet, Signature};
 use crate::engine::TractEngine;
 use crate::optimize::flow::Flow;
+use crate::optimize::store::Budget;
 use crate::run::{Output, write_npz};
 
 /// Attention with a mask that the graph computes, a normalization in its parts, and the dense half with a gate.
@@ -122,7 +123,9 @@ fn a_transformer_block_computes_what_the_runtime_does() {
     write_npz(&[x, m], &mut file).unwrap();
     let data = DataSet::open(&path, &Signature::of(&model).unwrap()).unwrap();
     let engine: Arc<dyn Engine> = Arc::new(TractEngine);
-    let flow = Flow::new(&engine, &data, 1 << 20);
+    // Some of it fits into memory, the rest goes into a file.
+    let budget = Budget::new(1000);
+    let flow = Flow::new(&engine, &data, &budget);
     let shapes = data.peek_shapes(1).into_iter();
     let shapes = shapes.map(|(name, dtype, dims)| (name, (dtype, dims)));
     let facts = infer::infer(&model, &shapes.collect(), &infer::Options::default());
@@ -133,7 +136,7 @@ fn a_transformer_block_computes_what_the_runtime_does() {
     // The mask and what is made of it come from outside.
     assert_eq!(found.inputs.len(), 3);
     let sides = (&model, &flow);
-    let parts = samples(sides, sides, &found, &Options::default()).unwrap();
+    let parts = samples(sides, sides, &found, true, &budget).unwrap();
     let [train, held] = parts.unwrap();
     assert_eq!((train.inputs.len(), held.inputs.len()), (6, 2));
     let block = &found.block;
