@@ -22,6 +22,7 @@ use crate::progress;
 
 pub mod auto;
 pub mod file;
+pub mod reach;
 
 /// The most samples that are run at once on one thread where the model's batch is free.
 pub const BATCH: usize = 8;

@@ -11,6 +11,9 @@
 //! Regression Trees*, 1984, section 3.4.3), *and* where it is better on the samples one by one: the mean of the logarithms
 //! of the ratio of both errors lies above zero.
 //!
+//! A model with a cache meets contexts longer than those of the data, unless these go to the end of its positions. Errors
+//! on the data then say nothing of what lies beyond, and nothing that was seen is clipped: `minmax`.
+//!
 //! The statistics that are handed on hold all samples; no sample is run twice to gather them.
 
 use std::ops::Range;
@@ -24,6 +27,7 @@ use onnx_quant_passes::observation::Point;
 use onnx_quant_passes::plan::PrecisionPlan;
 use onnx_quant_passes::settings::QuantSettings;
 
+use super::reach::{self, Reach};
 use super::{batch_count, batch_size, gather};
 use crate::data::{Batch, DataSet};
 use crate::error::Error;
@@ -41,20 +45,29 @@ const JUDGED: usize = 64;
 pub struct Tried {
     /// Each with its ratio; [`Calibrator::Auto`] is the mix.
     pub ratios: Vec<(Calibrator, f64)>,
-    /// The one that was chosen: the first, or the best of those that are better than it beyond chance.
+    /// The one that was chosen: the first, or the best of those that are better than it beyond chance; see `short`.
     pub best: Calibrator,
     /// Samples on which they were judged.
     pub samples: usize,
+    /// Why `minmax` was chosen whatever the ratios: the data does not reach all positions.
+    pub short: Option<Reach>,
 }
 
 impl std::fmt::Display for Tried {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let ratio = |(calibrator, db): &(Calibrator, f64)| format!("{} {db:.2}", word(*calibrator));
         let ratios: Vec<String> = self.ratios.iter().map(ratio).collect();
+        let best = word(self.best);
+        match &self.short {
+            None => write!(f, "auto chose {best}")?,
+            Some(short) => write!(
+                f,
+                "auto chose {best}, which clips nothing: {short} (longer samples let errors decide);"
+            )?,
+        }
         write!(
             f,
-            "auto chose {} by the output that differs most on {} samples: {} dB",
-            word(self.best),
+            " by the output that differs most on {} samples: {} dB",
             self.samples,
             ratios.join(", ")
         )
@@ -169,13 +182,18 @@ fn try_all(
     }
     let tried: Vec<Judged> = tried.into_iter().map(|(_, judged)| judged).collect();
     let ratios = tried.iter().map(|t| (t.calibrator, t.ratio)).collect();
-    let best = best(&tried);
+    let short = reach::short(model, engine, data);
+    let best = match short {
+        Some(_) => Calibrator::MinMax,
+        None => best(&tried),
+    };
     Ok((
         all,
         Tried {
             ratios,
             best,
             samples,
+            short,
         },
     ))
 }

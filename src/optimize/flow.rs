@@ -19,7 +19,7 @@ use crate::error::Error;
 const SHAPES: usize = 64;
 
 /// A model with the values that were kept at a cut.
-pub(super) struct Flow<'a> {
+pub(crate) struct Flow<'a> {
     engine: &'a Arc<dyn Engine>,
     data: &'a DataSet,
     cut: Vec<ValueId>,
@@ -29,7 +29,7 @@ pub(super) struct Flow<'a> {
 
 impl<'a> Flow<'a> {
     /// A flow at the model's inputs.
-    pub(super) fn new(engine: &'a Arc<dyn Engine>, data: &'a DataSet, budget: &Budget) -> Self {
+    pub(crate) fn new(engine: &'a Arc<dyn Engine>, data: &'a DataSet, budget: &Budget) -> Self {
         Self {
             engine,
             data,
@@ -50,7 +50,7 @@ impl<'a> Flow<'a> {
     }
 
     /// Computes values on all batches. `work` is done in parallel, `take` in the order of the batches.
-    pub(super) fn run<T: Send>(
+    pub(crate) fn run<T: Send>(
         &self,
         model: &Model,
         wanted: &[ValueId],

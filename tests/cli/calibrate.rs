@@ -2,7 +2,7 @@
 
 use onnx_quant::ir::proto::{Message, ModelProto};
 
-use super::sandbox::{Sandbox, noise};
+use super::sandbox::{Sandbox, array, noise};
 
 #[test]
 fn statistics_from_a_file_give_the_same_model() {
@@ -92,6 +92,55 @@ fn auto_says_what_it_chose_and_is_not_worse_than_the_default() {
         "{}",
         later.stdout
     );
+}
+
+#[test]
+fn auto_clips_nothing_where_a_cache_grows_beyond_the_calibrated_positions() {
+    let dir = Sandbox::new();
+    dir.model(
+        "decoder.onnx",
+        "main (int64[N,S] ids, float[N,P,8] past) => (float[N,T,8] present, float[N,T,8] y)
+        <float[9,8] W = random(1), float[12,8] V = random(2), float[8,8] M = random(3), int64 O = {0}, int64 I = {1},
+         int64[1] L = {1}, int64[1] H = {2}, int64[1] A = {0}>
+        {
+          d = Shape (past)
+          p = Slice (d, L, H, A)
+          start = Squeeze (p, A)
+          e = Shape (ids)
+          q = Slice (e, L, H, A)
+          more = Squeeze (q, A)
+          end = Add (start, more)
+          places = Range (start, end, I)
+          t = Gather (W, ids)
+          at = Gather (V, places)
+          x = Add (t, at)
+          k = MatMul (x, M)
+          present = Concat <axis = 1> (past, k)
+          y = Relu (present)
+        }",
+    );
+    let said = |length: usize| {
+        let ids = (0..8 * length).flat_map(|i| (i as i64 % 9).to_le_bytes());
+        let past = noise(8 * 4 * 8, 5).into_iter().flat_map(f32::to_le_bytes);
+        dir.arrays(
+            "calib.npz",
+            &[
+                array("ids", "<i8", &[8, length], ids.collect()),
+                array("past", "<f4", &[8, 4, 8], past.collect()),
+            ],
+        );
+        let line = "quantize decoder.onnx --calib calib.npz --calibrator auto -o q.onnx --json";
+        let report = dir.line(line).ends(0).json();
+        let notes = report["notes"].as_array().unwrap().iter();
+        let mut notes = notes.filter_map(|n| n.as_str());
+        notes
+            .find(|n| n.starts_with("auto chose"))
+            .unwrap()
+            .to_owned()
+    };
+    let short = "auto chose minmax, which clips nothing: the calibration data has contexts of up to 6 of the 12 positions in `V`";
+    assert!(said(2).starts_with(short), "{}", said(2));
+    assert!(!said(8).contains("clips nothing"), "{}", said(8));
 }
 
 #[test]

@@ -50,7 +50,7 @@ PEERS = {
 }
 # The calibrators that are compared, on the models that take seconds, and how far `auto` may stay behind the best of them.
 # Of the others the default calibrator and the extremes are.
-COMPARED = ("resnet8-cifar", "mobilenetv2-cifar", "ultraface-rfb320", "magika")
+COMPARED = ("resnet8-cifar", "mobilenetv2-cifar", "ultraface-rfb320", "magika", "chargpt-kv")
 CALIBRATORS = ("mse", "minmax", "percentile:99.999", "percentile:99.99", "kl")
 BEHIND = 0.2
 # Operators that onnxruntime makes of the default model, at least.
