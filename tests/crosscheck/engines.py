@@ -83,6 +83,27 @@ def zoo(checks, folder):
         checks.fault(int8_engines["agreement"] >= 0.995, f"int8: {int8_engines}")
     a, b = checks.figures.values()
     checks.fault(abs(a - b) < 0.5, f"calibration by tract gives {a} dB, by onnxruntime {b}")
+    same_bodies(checks, folder / "silero-vad")
+
+
+def same_bodies(checks, entry):
+    """Both engines see the values in bodies of If, and as many of them."""
+    seen = []
+    for engine in ["tract", "onnxruntime"]:
+        stats = checks.folder / f"{engine}.json"
+        data = ["--calib", entry / "calib.npz", "--samples", 32]
+        checks.run("calibrate", entry / "model.onnx", *data, "-o", stats, "--engine", engine)
+        values = json.loads(stats.read_text())["values"]
+        seen.append({key: value["histogram"] for key, value in values.items()})
+    count = lambda histogram: sum(histogram["positive"]) + sum(histogram["negative"])
+    taken = [key for key, histogram in seen[0].items() if count(histogram) > 0]
+    checks.fault(any("/then_branch/" in key for key in taken), f"no body was calibrated: {list(seen[0])}")
+    checks.fault(seen[0].keys() == seen[1].keys(), f"other values: {seen[0].keys() ^ seen[1].keys()}")
+    for key in taken:
+        ours, theirs = seen[0][key], seen[1][key]
+        checks.fault(count(ours) == count(theirs), f"{key}: {count(ours)} values, {count(theirs)} in onnxruntime")
+        near = np.allclose(ours["range"], theirs["range"], rtol=1e-4, atol=1e-5)
+        checks.fault(near, f"{key}: {ours['range']}, {theirs['range']} in onnxruntime")
 
 
 def own_operator(checks):
