@@ -2,7 +2,7 @@
 //! nodes since then and not the whole model.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use onnx_quant_ir::engine::{Engine, Request};
 use onnx_quant_ir::{Model, Tensor, ValueId};
@@ -49,13 +49,14 @@ impl<'a> Flow<'a> {
         Ok(())
     }
 
-    /// Computes values on all batches. `work` is done in parallel, `take` in the order of the batches.
+    /// Computes values on all batches. `work` is done in parallel, `take` in the order of the batches, of each as soon as
+    /// those before it were taken.
     pub(crate) fn run<T: Send>(
         &self,
         model: &Model,
         wanted: &[ValueId],
         work: impl Fn(&Batch, Vec<Tensor>) -> Result<T, Error> + Sync,
-        mut take: impl FnMut(T) -> Result<(), Error>,
+        take: impl FnMut(T) -> Result<(), Error> + Send,
     ) -> Result<(), Error> {
         let mut distinct: Vec<ValueId> = Vec::new();
         for &v in wanted {
@@ -101,15 +102,15 @@ impl<'a> Flow<'a> {
             }
             work(batch, out)
         };
+        let taken = Mutex::new(InOrder::new(take));
         for window in windows(self.data, rayon::current_num_threads()) {
-            let window = window?;
-            let done = window
-                .par_iter()
-                .map(compute)
-                .collect::<Result<Vec<T>, Error>>()?;
-            for t in done {
-                take(t)?;
-            }
+            // One after the other, so that what was computed seldom waits.
+            let window = window?.into_iter().par_bridge();
+            window.try_for_each(|batch| {
+                let done = compute(&batch)?;
+                let mut taken = taken.lock().unwrap_or_else(PoisonError::into_inner);
+                taken.put(batch.index, done)
+            })?;
         }
         Ok(())
     }
@@ -125,5 +126,50 @@ impl<'a> Flow<'a> {
             known.extend(names.zip(tensors));
         }
         Ok(known)
+    }
+}
+
+/// Hands results on in the order of their numbers, which count from 0.
+struct InOrder<T, F> {
+    take: F,
+    next: usize,
+    waiting: BTreeMap<usize, T>,
+}
+
+impl<T, F: FnMut(T) -> Result<(), Error>> InOrder<T, F> {
+    fn new(take: F) -> Self {
+        Self {
+            take,
+            next: 0,
+            waiting: BTreeMap::new(),
+        }
+    }
+
+    fn put(&mut self, number: usize, result: T) -> Result<(), Error> {
+        self.waiting.insert(number, result);
+        while let Some(result) = self.waiting.remove(&self.next) {
+            self.next += 1;
+            (self.take)(result)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_are_handed_on_in_order_and_at_once() {
+        let (mut all, mut seen) = (Vec::new(), Vec::new());
+        let mut order = InOrder::new(|x: usize| {
+            all.push(x);
+            Ok(())
+        });
+        for number in [1, 0, 3, 4, 2] {
+            seen.push(order.put(number, number).is_ok().then_some(order.next));
+        }
+        assert_eq!(seen, [Some(0), Some(2), Some(2), Some(2), Some(5)]);
+        assert_eq!(all, [0, 1, 2, 3, 4]);
     }
 }
