@@ -14,6 +14,7 @@ pub(crate) mod flow;
 mod layer;
 mod methods;
 mod notes;
+mod padding;
 mod prepare;
 mod smooth;
 pub(crate) mod store;

@@ -336,6 +336,7 @@ fn block_gradient(bencher: Bencher, name: &str) {
         inputs: samples(1.0).into_iter().map(|x| vec![x]).collect(),
         float: Vec::new(),
         targets: samples(0.5),
+        hidden: Vec::new(),
     };
     let learning = Learning {
         rounding: adaround::Options {

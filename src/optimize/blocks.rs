@@ -16,7 +16,7 @@ use super::Options;
 use super::methods::Method;
 
 pub(super) use build::find;
-pub(super) use samples::samples;
+pub(super) use samples::{numbers, samples};
 
 /// The most samples in a step.
 const BATCH: usize = 16;
@@ -53,6 +53,8 @@ pub(super) struct Found {
     sizes: Vec<usize>,
     /// For each layer of the block its place among the members.
     layers: Vec<usize>,
+    /// Positions of a result `[samples, positions, channels]`.
+    positions: Option<usize>,
     /// Neighbours of the result that a pooling behind it averages; 1 where there is none.
     pool: usize,
     /// For each quantizer the value that is quantized and the initializer of its scale.

@@ -7,6 +7,7 @@ use onnx_quant_numerics::optimize::random::Random;
 use onnx_quant_passes::layer::{Matrix, Unit, geometry};
 
 use super::flow::Flow;
+use super::padding::Padding;
 use super::store::{Budget, Floats, Put, Scratch, Sealed};
 use crate::data::{Batch, DataSet};
 use crate::error::Error;
@@ -172,14 +173,14 @@ pub(super) struct Side<'a, 'b> {
     pub(super) flow: &'b Flow<'a>,
 }
 
-/// Samples rows of a layer with one or more uses, of the float model and of the quantized one.
+/// Samples rows of a layer with one or more uses, of the float model and of the quantized one; none of padding.
 ///
 /// # Errors
 /// A part of a model that cannot be run; `Ok(Err)` where the layer cannot be sampled, and why.
 pub(super) fn capture(
     [float, quantized]: [Side<'_, '_>; 2],
     (units, matrix): (&[(Unit, usize)], &Matrix),
-    data: &DataSet,
+    (data, padding): (&DataSet, &Padding),
     (seed, key): (u64, &str),
     budget: &Budget,
 ) -> Result<Result<Samples, String>, Error> {
@@ -198,7 +199,12 @@ pub(super) fn capture(
         let pick = |batch: &Batch, exact: Vec<Tensor>| {
             let random = Random::named(seed ^ (batch.index as u64) << 20, key);
             let of = (float.model, unit, matrix);
-            Ok(Picked::new(of, batch, &exact, (per_sample, random)))
+            Ok(Picked::new(
+                of,
+                (batch, padding),
+                &exact,
+                (per_sample, random),
+            ))
         };
         let mut picked: Vec<Picked> = Vec::new();
         float.flow.run(float.model, &wanted.float, pick, |p| {
@@ -283,7 +289,7 @@ impl Picked {
     /// Picks rows, and takes them of the float model's values for what is learned from and for what is held out.
     fn new(
         (model, unit, matrix): (&Model, &Unit, &Matrix),
-        batch: &Batch,
+        (batch, padding): (&Batch, &Padding),
         exact: &[Tensor],
         (per_sample, mut random): (usize, Random),
     ) -> Result<(Self, [Seen; 2]), String> {
@@ -308,11 +314,16 @@ impl Picked {
         let count = per_sample * if blocks == fed { 1 } else { batch.samples };
         let chosen = (0..valid)
             .map(|block| {
-                let rows = match count < positions {
-                    true => (0..count).map(|_| random.below(positions)).collect(),
+                let sample = batch.first_sample + block;
+                let all = match conv.is_none() && blocks == fed {
+                    true => padding.positions(sample, positions),
                     false => (0..positions).collect(),
                 };
-                let held = (batch.first_sample + block) % HELD_OUT == HELD_OUT - 1;
+                let rows = match count < all.len() {
+                    true => (0..count).map(|_| all[random.below(all.len())]).collect(),
+                    false => all,
+                };
+                let held = sample % HELD_OUT == HELD_OUT - 1;
                 (block, held, rows)
             })
             .collect();

@@ -24,6 +24,7 @@ use super::flow::Flow;
 use super::layer::{self, Chosen, Layer, Ties};
 use super::methods::Method;
 use super::notes::Notes;
+use super::padding::Padding;
 use super::store::Budget;
 use super::submodel::Cuts;
 use super::tasks::{Task, grid, label, tasks};
@@ -153,6 +154,7 @@ pub fn optimize(
         data,
         flows: [0; 2].map(|_| Flow::new(engine, data, &kept)),
         budget: Budget::new(options.memory / 2),
+        padding: Padding::of(data)?,
         cuts: Cuts::new(model, &nodes),
         at: 0,
         members: Vec::new(),
@@ -213,6 +215,7 @@ struct Walk<'a> {
     flows: [Flow<'a>; 2],
     /// For what a layer or a block learns from.
     budget: Budget,
+    padding: Padding,
     cuts: Cuts,
     /// The boundary that the flows stand at.
     at: usize,
@@ -249,7 +252,7 @@ impl Walk<'_> {
         let seed = (self.options.seed, task.form.key.as_str());
         let sides = [float, side];
         let of = (&task.units[..], &task.matrix);
-        let samples = capture::capture(sides, of, self.data, seed, &self.budget)?;
+        let samples = capture::capture(sides, of, (self.data, &self.padding), seed, &self.budget)?;
         let chosen = samples
             .and_then(|s| choose(&self.quantized, task, self.settings, Some(&s), self.options));
         match chosen {
@@ -304,7 +307,13 @@ impl Walk<'_> {
             Ok(found) => {
                 let sides = [(models.0, &self.flows[0]), (models.1, &self.flows[1])];
                 let drop = self.options.methods.has(Method::Qdrop);
-                let samples = blocks::samples(sides[0], sides[1], &found, drop, &self.budget)?;
+                let samples = blocks::samples(
+                    sides[0],
+                    sides[1],
+                    &found,
+                    (drop, &self.padding),
+                    &self.budget,
+                )?;
                 samples.and_then(|s| blocks::learn(&found, &members, &s, self.options))
             }
             Err(why) => Err(why),

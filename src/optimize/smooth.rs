@@ -21,6 +21,7 @@ use onnx_quant_passes::{ops, quantize_weights};
 use rayon::prelude::*;
 
 use super::flow::Flow;
+use super::padding::Padding;
 use super::store::Budget;
 use crate::data::{Batch, DataSet};
 use crate::error::Error;
@@ -68,13 +69,20 @@ pub(super) fn search(
     let data = data.clone().limit(SAMPLES);
     let flow = Flow::new(engine, &data, &Budget::new(0));
     let values: Vec<ValueId> = sites.iter().map(|s| s.value).collect();
+    let padding = Padding::of(&data)?;
     let per_sample = ROWS.div_ceil(data.len().max(1));
     let mut rows: Vec<[Vec<f32>; 2]> = vec![[Vec::new(), Vec::new()]; sites.len()];
     let pick = |batch: &Batch, tensors: Vec<Tensor>| {
         let each = tensors.iter().zip(&sites).enumerate();
         let picked: Vec<[Vec<f32>; 2]> = each
             .map(|(i, (t, site))| {
-                pick_rows(t, site.channels, batch, per_sample, seed ^ (i as u64) << 32)
+                pick_rows(
+                    t,
+                    site.channels,
+                    (batch, &padding),
+                    per_sample,
+                    seed ^ (i as u64) << 32,
+                )
             })
             .collect();
         Ok(picked)
@@ -156,26 +164,42 @@ fn sites(model: &Model, plan: &PrecisionPlan) -> Vec<Site> {
 fn pick_rows(
     tensor: &Tensor,
     channels: usize,
-    batch: &Batch,
+    (batch, padding): (&Batch, &Padding),
     per_sample: usize,
     seed: u64,
 ) -> [Vec<f32>; 2] {
     let Ok(x) = tensor.to_f32() else {
         return Default::default();
     };
-    let rows = x.len() / channels.max(1);
+    let rows = rows(tensor, channels, batch, padding);
     let mut random = Random::new(seed ^ batch.index as u64);
     let mut out: [Vec<f32>; 2] = Default::default();
-    if rows == 0 {
+    if rows.is_empty() {
         return out;
     }
-    for _ in 0..(per_sample * batch.samples).min(rows) {
-        let r = random.below(rows);
+    for _ in 0..(per_sample * batch.samples).min(rows.len()) {
+        let r = rows[random.below(rows.len())];
         // Every fourth row judges what the others chose.
         let side = usize::from(random.below(4) == 3);
         out[side].extend_from_slice(&x[r * channels..(r + 1) * channels]);
     }
     out
+}
+
+/// The rows of an activation that are no padding.
+fn rows(tensor: &Tensor, channels: usize, batch: &Batch, padding: &Padding) -> Vec<usize> {
+    let dims: Vec<usize> = tensor.dims().iter().map(|&d| d as usize).collect();
+    let fed = batch.samples + batch.padded;
+    match dims[..] {
+        [n, positions, width] if n == fed && width == channels => {
+            let of = |sample| {
+                let own = padding.positions(batch.first_sample + sample, positions);
+                own.into_iter().map(move |p| sample * positions + p)
+            };
+            (0..batch.samples).flat_map(of).collect()
+        }
+        _ => (0..dims.iter().product::<usize>() / channels.max(1)).collect(),
+    }
 }
 
 /// The factors with the least error, where they pay on held-out rows.

@@ -18,6 +18,7 @@ mod steps;
 mod taps;
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::Arc;
 
 use rayon::prelude::*;
@@ -190,6 +191,17 @@ pub struct Data {
     pub float: Vec<Vec<Value>>,
     /// For each sample what the float model computes.
     pub targets: Vec<Value>,
+    /// For each sample elements of the result that do not count; empty where all do.
+    pub hidden: Vec<Vec<Range<usize>>>,
+}
+
+impl Data {
+    /// Makes a result that which is wanted where it does not count.
+    fn hide(&self, sample: usize, result: &mut [f32], target: &[f32]) {
+        for at in self.hidden.get(sample).into_iter().flatten() {
+            result[at.clone()].copy_from_slice(&target[at.clone()]);
+        }
+    }
 }
 
 /// How a block learns.
@@ -297,7 +309,9 @@ impl Block {
             .map(|s| {
                 let values = ready.forward(state, &data.inputs[s], None);
                 let target = data.targets[s].get();
-                let runs = values[self.output].chunks(run).zip(target.chunks(run));
+                let mut result = values[self.output].to_vec();
+                data.hide(s, &mut result, &target);
+                let runs = result.chunks(run).zip(target.chunks(run));
                 let error = |(y, t): (&[f32], &[f32])| -> f64 {
                     let sum: f64 = y.iter().zip(t).map(|(y, t)| f64::from(y - t)).sum();
                     (sum / run as f64).powi(2)

@@ -39,6 +39,7 @@ pub(in super::super) fn find(
             inputs: Vec::new(),
             output: last,
             sizes: Vec::new(),
+            positions: None,
             layers: Vec::new(),
             pool: 1,
             quantizers: Vec::new(),
@@ -50,6 +51,10 @@ pub(in super::super) fn find(
     build.found.block.output = build.value(last, 0)?;
     let dims = build.dims(last)?;
     build.found.sizes.push(dims.iter().product());
+    build.found.positions = match dims[..] {
+        [1, positions, _] => Some(positions),
+        _ => None,
+    };
     if pooled {
         build.found.pool = dims.iter().skip(2).product::<usize>().max(1);
     }

@@ -12,6 +12,7 @@ use super::Found;
 use crate::data::Batch;
 use crate::error::Error;
 use crate::optimize::flow::Flow;
+use crate::optimize::padding::Padding;
 use crate::optimize::store::{Budget, Floats, Put, Scratch, Sealed};
 
 /// One sample in this many is held out to judge by.
@@ -22,7 +23,7 @@ type Samples = BTreeMap<usize, Vec<Value>>;
 
 /// Samples of a block, to learn from and to judge by: what it reads in the quantized model and, where quantization is
 /// dropped at random, in the float model, and what the float model computes. Samples of another shape than the first are
-/// left out.
+/// left out, and padding does not count.
 ///
 /// # Errors
 /// A part of a model that cannot be run; `Ok(Err)` where values cannot be told apart by sample.
@@ -30,7 +31,7 @@ pub(in super::super) fn samples(
     (float, float_flow): (&Model, &Flow<'_>),
     (quantized, quantized_flow): (&Model, &Flow<'_>),
     found: &Found,
-    drop: bool,
+    (drop, padding): (bool, &Padding),
     budget: &Budget,
 ) -> Result<Result<[Data; 2], String>, Error> {
     let (sizes, size) = found.sizes.split_at(found.inputs.len());
@@ -52,6 +53,10 @@ pub(in super::super) fn samples(
         }
         let part = &mut parts[usize::from(at % HELD_OUT == HELD_OUT - 1)];
         part.inputs.push(inputs);
+        part.hidden.push(match found.positions {
+            Some(positions) => padding.hidden(at, positions, size[0] / positions.max(1)),
+            None => Vec::new(),
+        });
         part.targets.push(target.clone());
         part.float.extend(own.cloned());
     }
@@ -151,7 +156,7 @@ fn by_sample(tensor: &Tensor, size: usize, batch: &Batch) -> Option<Split<Vec<f3
 }
 
 /// The elements as numbers: truth is 1.
-pub(super) fn numbers(tensor: &Tensor) -> Option<Vec<f32>> {
+pub(in super::super) fn numbers(tensor: &Tensor) -> Option<Vec<f32>> {
     match tensor.dtype() {
         DataType::Bool => {
             let bytes = tensor.bytes().ok()?;

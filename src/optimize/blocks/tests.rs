@@ -12,6 +12,7 @@ use super::*;
 use crate::data::{DataSet, Signature};
 use crate::engine::TractEngine;
 use crate::optimize::flow::Flow;
+use crate::optimize::padding::Padding;
 use crate::optimize::store::Budget;
 use crate::run::{Output, write_npz};
 
@@ -136,7 +137,7 @@ fn a_transformer_block_computes_what_the_runtime_does() {
     // The mask and what is made of it come from outside.
     assert_eq!(found.inputs.len(), 3);
     let sides = (&model, &flow);
-    let parts = samples(sides, sides, &found, true, &budget).unwrap();
+    let parts = samples(sides, sides, &found, (true, &Padding::default()), &budget).unwrap();
     let [train, held] = parts.unwrap();
     assert_eq!((train.inputs.len(), held.inputs.len()), (6, 2));
     let block = &found.block;

@@ -302,7 +302,9 @@ impl<'b> Ready<'b> {
                     let inputs = mixed.as_deref().unwrap_or(&data.inputs[s]);
                     let values = self.forward(state, inputs, random.as_mut());
                     let mut last = values[self.block.output].to_vec();
-                    for (y, t) in last.iter_mut().zip(&*data.targets[s].get()) {
+                    let target = data.targets[s].get();
+                    data.hide(s, &mut last, &target);
+                    for (y, t) in last.iter_mut().zip(&*target) {
                         *y = 2.0 * (*y - t) * unit;
                     }
                     self.backward(state, &values, last, &mut sums);

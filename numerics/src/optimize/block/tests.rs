@@ -241,3 +241,36 @@ fn learning_a_block_gains_over_nearest() {
     let (dropped, _) = learned(false, true);
     assert!(dropped < 0.7 * before, "{before} → {dropped}");
 }
+
+#[test]
+fn what_is_hidden_of_a_result_counts_for_nothing() {
+    let mut random = Random::new(8);
+    let block = block(&mut random);
+    let mut data = data(&block, 6, &mut random);
+    data.hidden = vec![vec![2..5, 9..11]; 6];
+    let mut wrong = data.clone();
+    for target in &mut wrong.targets {
+        let mut values = target.get().into_owned();
+        data.hidden[0]
+            .iter()
+            .for_each(|at| values[at.clone()].fill(1e6));
+        *target = Arc::new(values);
+    }
+    let learning = Learning {
+        rounding: Options {
+            iterations: 20,
+            batch: 4,
+            ..Options::default()
+        },
+        steps: true,
+        drop: false,
+        seed: 2,
+    };
+    let nearest = block.nearest();
+    assert!(block.error(&nearest, &data) > 0.0);
+    assert_eq!(block.error(&nearest, &data), block.error(&nearest, &wrong));
+    let learned = block.reconstruct(&data, &learning);
+    assert_eq!(learned, block.reconstruct(&wrong, &learning));
+    data.hidden.clear();
+    assert_ne!(learned, block.reconstruct(&data, &learning));
+}
