@@ -168,8 +168,12 @@ pub fn optimize(
     }
     bar.finish_and_clear();
     let Walk {
-        mut outcome, gains, ..
+        mut outcome,
+        gains,
+        padding,
+        ..
     } = walk;
+    outcome.notes.extend(padding.note());
     summarize(&mut outcome, &gains);
     Ok(outcome)
 }

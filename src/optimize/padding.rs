@@ -46,6 +46,19 @@ impl Padding {
         Ok(Self { shown })
     }
 
+    /// How much is padding, if any is.
+    pub(super) fn note(&self) -> Option<String> {
+        let all: usize = self.shown.iter().map(Vec::len).sum();
+        let counts = |row: &Vec<bool>| row.iter().filter(|&&shown| shown).count();
+        let shown: usize = self.shown.iter().map(counts).sum();
+        (shown > 0 && shown < all).then(|| {
+            format!(
+                "optimize: {} of {all} tokens are padding by the attention mask: nothing is learned from them",
+                all - shown
+            )
+        })
+    }
+
     /// Whether each of so many positions of a sample counts; `None` if they all do, or are not those of the tokens.
     fn of_sample(&self, sample: usize, positions: usize) -> Option<&[bool]> {
         let own = self.shown.get(sample)?;
@@ -112,6 +125,8 @@ mod tests {
     fn padding_hides_positions_of_the_tokens_alone() {
         let shown = vec![vec![true, false, false], vec![false; 3], Vec::new()];
         let padding = Padding { shown };
+        assert!(padding.note().is_some_and(|n| n.contains("5 of 6 tokens")));
+        assert_eq!(Padding::default().note(), None);
         assert_eq!(padding.positions(0, 3), [0]);
         assert_eq!(padding.hidden(0, 3, 4), [4..8, 8..12]);
         // Other positions, a sample that is all padding, and samples without a mask.
