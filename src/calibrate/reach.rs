@@ -2,6 +2,7 @@
 //! length of the model's table of positions. What stands at positions that no sample has may be larger than all that was
 //! seen, and no sample can tell.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use onnx_quant_ir::engine::Engine;
@@ -86,8 +87,7 @@ fn has_cache(model: &Model) -> bool {
     model.main().outputs.iter().any(grown)
 }
 
-/// Tables of positions: looked up by what is computed, as token ids are not, or by an input of that name. Each with its
-/// indices and its rows.
+/// Tables of positions, each with its indices and its rows.
 fn tables(model: &Model) -> Vec<(ValueId, ValueId, usize)> {
     let mut found = Vec::new();
     for &node in &model.main().nodes {
@@ -101,28 +101,36 @@ fn tables(model: &Model) -> Vec<(ValueId, ValueId, usize)> {
         let Some(rows) = model.constant(table).filter(|t| t.dims().len() == 2) else {
             continue;
         };
-        let start = source(model, indices);
-        let fed = model.value(start).is_input();
-        let named = model.value(start).name.to_lowercase().contains("position");
-        if model.constant(start).is_none() && (!fed || named) {
+        if counts_positions(model, indices) {
             found.push((table, indices, rows.dims()[0] as usize));
         }
     }
     found
 }
 
-/// Where a value comes from that is only formed anew.
-fn source(model: &Model, mut value: ValueId) -> ValueId {
-    while let Some((node, _)) = model.producer(value)
-        && matches!(
-            model.node(node).op_type(),
-            "Cast" | "Identity" | "Reshape" | "Squeeze" | "Unsqueeze" | "Flatten"
-        )
-        && let Some(before) = model.input(node, 0)
-    {
-        value = before;
+/// Whether indices are made of positions, masks, sizes and comparisons alone, and not of the values of tokens.
+fn counts_positions(model: &Model, indices: ValueId) -> bool {
+    let (mut seen, mut open) = (HashSet::new(), vec![indices]);
+    let mut made = false;
+    while let Some(value) = open.pop() {
+        if model.constant(value).is_some() || !seen.insert(value) {
+            continue;
+        }
+        if model.value(value).is_input() {
+            let name = model.value(value).name.to_lowercase();
+            if !["position", "mask"].iter().any(|w| name.contains(w)) {
+                return false;
+            }
+            made = true;
+        } else if let Some((node, _)) = model.producer(value) {
+            match model.node(node).op_type() {
+                "Shape" | "Size" | "Equal" | "Less" | "LessOrEqual" | "Greater"
+                | "GreaterOrEqual" => made = true,
+                _ => open.extend(model.inputs(node).into_iter().flatten()),
+            }
+        }
     }
-    value
+    made
 }
 
 #[cfg(test)]
@@ -154,6 +162,14 @@ mod tests {
         let encoder = "y = Add (e, p) present = Add (past, y)";
         assert_eq!(
             of(&format!("{tokens} {computed} {encoder}")),
+            (false, vec![5])
+        );
+        // Token ids that are changed are no positions; where they stand is.
+        let clipped = "m = Min (ids, ONE) e = Gather (W, m)";
+        let counted =
+            "g = Greater (ids, ONE) n = Cast <to = 7> (g) q = CumSum (n, ONE) p = Gather (V, q)";
+        assert_eq!(
+            of(&format!("{clipped} {counted} {encoder}")),
             (false, vec![5])
         );
     }
