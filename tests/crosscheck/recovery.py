@@ -3,8 +3,8 @@
 usage: recovery.py BINARY ZOO WORK
 
 Weights of 4 and 3 bits on a residual net, channels of very different size with one scale for a tensor, SmoothQuant and
-weights of 4 bits in blocks on transformers; and the memory it takes. The bounds are those that the methods are promised to hold, not what was
-measured.
+weights of 4 bits in blocks on transformers; and the memory it takes. The bounds are those that the methods are promised to
+hold, not what was measured.
 """
 
 import os
