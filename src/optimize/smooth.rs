@@ -69,7 +69,11 @@ pub(super) fn search(
     let data = data.clone().limit(SAMPLES);
     let flow = Flow::new(engine, &data, &Budget::new(0));
     let values: Vec<ValueId> = sites.iter().map(|s| s.value).collect();
-    let padding = Padding::of(&data)?;
+    // The range of a quantized activation has to hold what stands at padding too, and its step follows.
+    let padding = match settings.activations {
+        Some(_) => Padding::default(),
+        None => Padding::of(&data)?,
+    };
     let per_sample = ROWS.div_ceil(data.len().max(1));
     let mut rows: Vec<[Vec<f32>; 2]> = vec![[Vec::new(), Vec::new()]; sites.len()];
     let pick = |batch: &Batch, tensors: Vec<Tensor>| {
